@@ -1,0 +1,59 @@
+# The one door: everything below creates .venv and installs on first use.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-all lint types check format bench clean
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RUNS   ?= runs
+DEMO   := $(RUNS)/demo
+
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+help:  ## Print this help
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or newer, or say make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+install: $(STAMP)  ## Create .venv and install mnvision with its development tools
+
+demo: $(STAMP)  ## Train, evaluate and draw a small SSD on generated data (CPU, about 10 minutes)
+	$(BIN)/python tools/train.py task=ssd_coco experiment=demo hydra.run.dir=$(DEMO)/train
+	$(BIN)/python tools/evaluate.py checkpoint=$(DEMO)/train/checkpoints/best.ckpt hydra.run.dir=$(DEMO)/evaluate
+	$(BIN)/python tools/predict.py checkpoint=$(DEMO)/train/checkpoints/best.ckpt input='data/shapes/*/val2017/0000000000*.jpg' output=$(DEMO)/pictures
+	@echo "trained detector:    $(DEMO)/train/checkpoints/best.ckpt"
+	@echo "scores and figures:  $(DEMO)/evaluate"
+	@echo "annotated pictures:  $(DEMO)/pictures"
+
+test: $(STAMP)  ## Run the fast test suite
+	$(BIN)/pytest -n 2 --dist loadfile
+
+test-slow: $(STAMP)  ## Run the slow tests (training to a score, several processes)
+	$(BIN)/pytest -m slow
+
+test-all: $(STAMP)  ## Run every test
+	$(BIN)/pytest -m ""
+
+lint: $(STAMP)  ## Check formatting and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## Check types
+	$(BIN)/mypy
+
+check: lint types test  ## lint, types and test
+
+format: $(STAMP)  ## Rewrite files in the project's style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## Measure speed against peers in one run (benchmarks/)
+	$(BIN)/python -m benchmarks.all
+
+clean:  ## Remove .venv and caches; runs and data stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,42 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mnvision.errors import UserError
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that becomes ``path`` when the block ends without an error.
+
+    A reader therefore never sees half a file, and a failed writer leaves the old file as it was. The
+    temporary name ends like ``path`` does, so that writers which look at the suffix still work.
+
+    Args:
+        path: The file to write; missing folders are made.
+
+    Yields:
+        The path to write to, in the folder of ``path``.
+
+    Raises:
+        UserError: The folder or the file cannot be made.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror}; choose a folder you can write to"
+        ) from error
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""The shapes of what travels between data, models, losses and metrics.
+
+Letters used in all docstrings: B images of a batch, A default boxes, N objects of one image (padded to the
+largest count of the batch), K classes without background, D kept detections per image, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class DetectionTargets(TypedDict):
+    """Ground truth of one batch, padded.
+
+    Attributes:
+        boxes: ``(B, N, 4)`` float32, xyxy in pixels of the network's input. Padding rows are zero.
+        labels: ``(B, N)`` int64, ``0 .. K-1``; ``-1`` marks padding.
+        crowd: ``(B, N)`` bool, true for regions that hold many objects (COCO ``iscrowd``): never matched, and
+            default boxes inside them are not negatives either.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+
+
+class DetectionBatch(TypedDict):
+    """What a detection loader gives.
+
+    Attributes:
+        images: ``(B, 3, H, W)`` uint8 RGB.
+        targets: See :class:`DetectionTargets`.
+        image_ids: ``(B,)`` int64, the data set's own ids.
+        sizes: ``(B, 2)`` int64, height and width of the original pictures (after EXIF orientation).
+    """
+
+    images: Tensor
+    targets: DetectionTargets
+    image_ids: Tensor
+    sizes: Tensor
+
+
+class ClassificationBatch(TypedDict):
+    """What a classification loader gives.
+
+    Attributes:
+        images: ``(B, 3, H, W)`` uint8 RGB.
+        labels: ``(B,)`` int64, ``0 .. K-1``.
+        indices: ``(B,)`` int64, position of the sample in its data set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class SSDOutputs(TypedDict):
+    """Raw outputs of an SSD head; column 0 of the logits is background.
+
+    Attributes:
+        cls_logits: ``(B, A, K + 1)``.
+        box_offsets: ``(B, A, 4)``: dx, dy, dw, dh relative to the default boxes, see ``boxes/coder.py``.
+    """
+
+    cls_logits: Tensor
+    box_offsets: Tensor
+
+
+class Detections(TypedDict):
+    """Decoded detections, padded, best score first.
+
+    Attributes:
+        boxes: ``(B, D, 4)`` float32, xyxy in pixels of the network's input (or of the original picture once
+            rescaled, which the producing function states).
+        scores: ``(B, D)`` float32 in [0, 1]; 0 in padding rows.
+        labels: ``(B, D)`` int64, ``0 .. K-1``; ``-1`` marks padding.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
