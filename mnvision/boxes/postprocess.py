@@ -1,0 +1,154 @@
+"""From the raw outputs of an SSD head to detections.
+
+Source: the post-processing of the TensorFlow Object Detection API's ``ssd_mobilenet_v1_coco.config``:
+per-class non-maximum suppression at IoU 0.6, at most 100 per class and 100 in total.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnvision.boxes.coder import decode_boxes
+from mnvision.boxes.nms import grouped_nms, rank_in_group
+from mnvision.errors import UserError
+from mnvision.types import Detections, SSDOutputs
+
+
+class SSDDecoder(nn.Module):
+    """Scores, decoding, per-class non-maximum suppression of a whole batch, without a loop over images.
+
+    Per image the ``pre_nms_top_k`` highest scores over all default boxes and classes go into the suppression
+    (one default box may be there under several classes).
+
+    Args:
+        classification: As in the loss: "softmax", or "sigmoid" / "focal" for sigmoid scores.
+        score_threshold: Scores must be above it; in [0, 1).
+        nms_iou: Boxes of one class that overlap a better one by more than this are dropped; in (0, 1].
+        pre_nms_top_k: Candidates per image, at least 1.
+        max_per_class: Detections per class of an image, at least 1.
+        max_detections: Detections per image, D, at least 1.
+
+    Raises:
+        UserError: An argument outside its range.
+    """
+
+    def __init__(
+        self,
+        classification: Literal["softmax", "sigmoid", "focal"] = "softmax",
+        score_threshold: float = 0.01,
+        nms_iou: float = 0.6,
+        pre_nms_top_k: int = 1000,
+        max_per_class: int = 100,
+        max_detections: int = 100,
+    ) -> None:
+        super().__init__()
+        if classification not in ("softmax", "sigmoid", "focal"):
+            raise UserError(f"classification must be softmax, sigmoid or focal, got {classification!r}")
+        if not 0 <= score_threshold < 1:
+            raise UserError(f"score_threshold must lie in [0, 1), got {score_threshold}")
+        if not 0 < nms_iou <= 1:
+            raise UserError(f"nms_iou must lie in (0, 1], got {nms_iou}")
+        for name, value in (
+            ("pre_nms_top_k", pre_nms_top_k),
+            ("max_per_class", max_per_class),
+            ("max_detections", max_detections),
+        ):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        self.classification = classification
+        self.score_threshold = score_threshold
+        self.nms_iou = nms_iou
+        self.pre_nms_top_k = pre_nms_top_k
+        self.max_per_class = max_per_class
+        self.max_detections = max_detections
+
+    @torch.no_grad()
+    def forward(self, outputs: SSDOutputs, default_boxes: Tensor, resolution: tuple[int, int]) -> Detections:
+        """Decode one batch.
+
+        Args:
+            outputs: Raw outputs of the head, any float type; computed with in float32.
+            default_boxes: ``(A, 4)`` float32 xyxy in pixels of the network's input.
+            resolution: Height and width of the network's input; boxes are clipped to it.
+
+        Returns:
+            Detections in pixels of the network's input, D = ``max_detections`` rows per image. Candidates
+            with a score or box that is not a number, or with no area left after clipping, are dropped.
+        """
+        with torch.autocast(outputs["cls_logits"].device.type, enabled=False):
+            scores, default_index, labels = self._candidates(outputs["cls_logits"])
+            boxes = self._boxes(outputs["box_offsets"], default_boxes, default_index, resolution)
+            has_area = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
+            scores = torch.where(has_area & (scores > self.score_threshold), scores, 0.0)
+            scores = self._suppress(boxes, scores, labels, outputs["cls_logits"].shape[2])
+            return _best(boxes, scores, labels, self.max_detections)
+
+    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(B, M)`` scores, best first, their default boxes and labels; 0 where not above the threshold."""
+        logits = logits.float()
+        rows = self._promising(logits)
+        image = torch.arange(len(rows), device=rows.device)[:, None]
+        logits, num_classes = logits[image, rows], logits.shape[2] - 1
+        scores = logits.softmax(dim=-1) if self.classification == "softmax" else logits.sigmoid()
+        scores = scores[..., 1:].flatten(1)
+        # A comparison with NaN is false, so a NaN score becomes 0 here and can never be kept.
+        scores = torch.where(scores > self.score_threshold, scores, 0.0)
+        best, index = scores.topk(min(self.pre_nms_top_k, scores.shape[1]), dim=1)
+        return best, rows.gather(1, index // num_classes), index % num_classes
+
+    def _promising(self, logits: Tensor) -> Tensor:
+        """``(B, R)`` indices of default boxes, among them all that have a score above the threshold.
+
+        Most default boxes see background only; leaving them out makes the top-k of all scores several times
+        cheaper. R is the largest count of the batch, so the choice never changes the result.
+        """
+        if self.classification == "softmax":
+            bound = 1 - logits.softmax(dim=-1)[..., 0]
+        else:
+            bound = logits[..., 1:].amax(dim=-1).sigmoid()
+        bound = bound.nan_to_num_(nan=0.0)
+        # A margin for the rounding of the sum of the class scores.
+        count = (bound > 0.99 * self.score_threshold - 1e-6).sum(dim=1)
+        return bound.topk(max(int(count.max()), 1), dim=1).indices
+
+    def _boxes(
+        self, offsets: Tensor, default_boxes: Tensor, default_index: Tensor, resolution: tuple[int, int]
+    ) -> Tensor:
+        chosen = offsets.gather(1, default_index[..., None].expand(-1, -1, 4))
+        boxes = decode_boxes(chosen, default_boxes[default_index])
+        height, width = resolution
+        return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, num_columns: int) -> Tensor:
+        """``(B, M)`` scores with those of suppressed candidates set to 0."""
+        image, rank = (scores > 0).nonzero(as_tuple=True)
+        group = image * num_columns + labels[image, rank]
+        # Stable: within a group candidates stay in falling order of score.
+        group, order = group.sort(stable=True)
+        image, rank = image[order], rank[order]
+        kept = grouped_nms(boxes[image, rank], group, self.nms_iou)
+        image, rank = image[kept], rank[kept]
+        allowed = rank_in_group(group[kept]) < self.max_per_class
+        image, rank = image[allowed], rank[allowed]
+        result = torch.zeros_like(scores)
+        result[image, rank] = scores[image, rank]
+        return result
+
+
+def _best(boxes: Tensor, scores: Tensor, labels: Tensor, count: int) -> Detections:
+    """The ``count`` best candidates of each image; rows of score 0 become padding."""
+    scores, index = scores.sort(dim=1, descending=True, stable=True)
+    index, scores = index[:, :count], scores[:, :count]
+    real = scores > 0
+    boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)).masked_fill(~real[..., None], 0.0)
+    labels = labels.gather(1, index).masked_fill(~real, -1)
+    missing = count - scores.shape[1]
+    return {
+        "boxes": F.pad(boxes, (0, 0, 0, missing)),
+        "scores": F.pad(scores, (0, missing)),
+        "labels": F.pad(labels, (0, missing), value=-1),
+    }
