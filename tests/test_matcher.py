@@ -105,14 +105,16 @@ def test_hand_worked_forced_match_and_conflict():
 
 
 def test_hand_worked_crowd():
-    default_boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [8, 0, 18, 10], [50, 50, 60, 60]])
-    # The crowd covers 100 %, 50 % (not more than half) and 20 % of the first three boxes; the first one is
-    # also an object's.
+    default_boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [0, 0, 10, 9], [5, 0, 15, 10], [8, 0, 18, 10], [50, 50, 60, 60]]
+    )
+    # The crowd covers 100, 100, 50 (not more than half), 20 and 0 % of them. In the first image an object lies
+    # at the same place: it takes the first by force and the second by its IoU of 0.9, crowd or not.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10]], [[0, 0, 10, 10], [0, 0, 0, 0]]])
     crowd = torch.tensor([[True, False], [True, False]])
     targets = {"boxes": boxes, "labels": torch.tensor([[3, 3], [3, -1]]), "crowd": crowd}
     got = match_default_boxes(targets, default_boxes)
-    assert got.tolist() == [[1, -1, -1, -1], [IGNORED, -1, -1, -1]]
+    assert got.tolist() == [[1, 1, -1, -1, -1], [IGNORED, IGNORED, -1, -1, -1]]
 
 
 @pytest.mark.parametrize("objects", [0, 3])

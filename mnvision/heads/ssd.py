@@ -168,7 +168,7 @@ class SSDHead(nn.Module):
         if found != expected:
             raise UserError(
                 f"the SSD head was built for {self.resolution[0]} x {self.resolution[1]} px with feature maps "
-                f"of {expected}, got {found}: resize the images or build the model with their resolution"
+                f"of {expected}, got {found}: resize the images or build the model for their size"
             )
         if self.training and maps[0].shape[0] == 1 and (1, 1) in self.map_sizes:
             raise UserError(

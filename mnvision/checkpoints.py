@@ -1,0 +1,175 @@
+"""What a checkpoint holds, and how it is read: plain data and tensors, nothing that runs.
+
+A checkpoint is a Lightning checkpoint with two more entries: ``mnvision`` (see :class:`Metadata`) and, where
+weights were averaged, ``ema_state_dict``. ``state_dict`` names begin with ``model.``; below that prefix lies
+exactly what is shipped: ``backbone.*`` and ``head.*``.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mnvision import __version__
+from mnvision.build import build_model
+from mnvision.errors import UserError
+
+KEY = "mnvision"
+EMA_KEY = "ema_state_dict"
+FORMAT_VERSION = 1
+
+# What damaged zip archives and pickles were seen to raise.
+UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, KeyError, IndexError, ValueError, TypeError, AttributeError),
+    *(AssertionError, struct.error, zipfile.BadZipFile),
+)
+
+
+@dataclass
+class Metadata:
+    """All that is needed to use a checkpoint without the run that made it.
+
+    Attributes:
+        kind: ``"detection"`` or ``"classification"``.
+        model: The model's plain config, from which it is rebuilt.
+        class_names: K names; position is the label.
+        category_ids: K ids in the data set's own numbering (detection), else empty.
+        preprocess: How a picture becomes the network's input: ``resize`` (``"stretch"`` or ``"center_crop"``) and
+            ``crop_fraction``.
+        run: The whole resolved config of the run, for people and for resuming.
+        overrides: The run's command-line overrides, from which the tools compose the same config again.
+        version: mnvision's version that wrote the file.
+        format_version: Raised when the layout changes.
+    """
+
+    kind: str
+    model: dict[str, Any]
+    class_names: list[str]
+    category_ids: list[int] = field(default_factory=list)
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    version: str = __version__
+    format_version: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as stored."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], path: Path) -> Metadata:
+        """The stored entry back again; ``path`` is named in errors."""
+        known = {f.name for f in fields(cls)}
+        if not isinstance(data, Mapping) or not {"kind", "model", "class_names"} <= set(data):
+            raise UserError(f"{path}: its {KEY!r} entry is incomplete; the file was not written by mnvision")
+        if data.get("format_version", 0) > FORMAT_VERSION:
+            raise UserError(
+                f"{path}: written by mnvision {data.get('version')}, newer than this one ({__version__}): upgrade"
+            )
+        return cls(**{key: value for key, value in data.items() if key in known})
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The whole content of a checkpoint file, loaded with ``weights_only=True``.
+
+    Raises:
+        UserError: Missing, empty, truncated, corrupt, or holding objects other than tensors and plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file written by tools/train.py")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*pickle protocol.*")  # of a damaged file; the error follows
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: refused, for it is corrupt or holds Python objects beside tensors and plain data"
+        ) from None
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint, truncated or corrupt ({reason})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def read_metadata(path: str | Path, content: Mapping[str, Any] | None = None) -> Metadata:
+    """The mnvision entry of a checkpoint.
+
+    Args:
+        path: The file.
+        content: Its content if it has been read already.
+    """
+    content = read_checkpoint(path) if content is None else content
+    if KEY not in content:
+        raise UserError(
+            f"{path}: no {KEY!r} entry, so it is not one of our checkpoints; plain weights go to "
+            "backbone.pretrained=FILE"
+        )
+    return Metadata.from_dict(content[KEY], Path(path))
+
+
+def shipped_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """``backbone.*`` and ``head.*`` of a checkpoint: the averaged weights where there are any."""
+    if content.get(EMA_KEY):
+        return dict(content[EMA_KEY])
+    prefix = "model."
+    state: Mapping[str, Tensor] = content.get("state_dict", {})
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Fill ``model`` with ``weights``; every key must match.
+
+    Raises:
+        UserError: Names the keys and shapes that differ; the model keeps what it had.
+    """
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
+        for key in own.keys() & weights.keys()
+        if own[key].shape != weights[key].shape
+    ]
+    problems = [
+        f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", sorted(shapes)))
+        if keys
+    ]
+    if problems:
+        raise UserError(f"{path}: its weights do not fit the model: {'; '.join(problems)}")
+    model.load_state_dict(dict(weights))
+
+
+def load_model(path: str | Path, config: dict[str, Any] | None = None) -> tuple[Any, Metadata]:
+    """The model of a checkpoint in eval mode, and its metadata. Needs neither the run nor its config files.
+
+    Args:
+        path: The file.
+        config: Replaces the stored model config, e.g. the same at another resolution.
+
+    Raises:
+        UserError: As :func:`read_checkpoint`; a target outside mnvision; weights that do not fit.
+    """
+    path = Path(path)
+    content = read_checkpoint(path)
+    metadata = read_metadata(path, content)
+    if config is not None:
+        metadata.model = config
+    try:
+        model = build_model(metadata.model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    load_weights(model, shipped_weights(content), path)
+    return model.eval(), metadata

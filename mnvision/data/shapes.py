@@ -1,0 +1,115 @@
+"""The embedded default data: a generated COCO-format detection set and image folders for classification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mnvision.data.coco import CocoDataModule
+from mnvision.data.image_folder import ImageFolderDataModule
+from mnvision.data.shapes_scene import SceneOptions
+from mnvision.data.shapes_write import generate, shapes_classes_job, shapes_folder, shapes_job
+
+
+def write_shapes(
+    root: str | Path,
+    num_train: int = 2000,
+    num_val: int = 400,
+    seed: int = 0,
+    options: SceneOptions | None = None,
+    processes: int | None = None,
+) -> Path:
+    """Write the detection set in the official layout of COCO 2017, unless the cache holds it.
+
+    The folder has ``train2017/``, ``val2017/`` and ``annotations/instances_{train,val}2017.json``; 12 classes
+    whose category ids have gaps, boxes and areas of the visible masks (which are there as RLE), crowd
+    regions, pictures without objects.
+
+    Args:
+        root: Cache folder; the data set becomes a folder in it, named by version and parameters.
+        num_train: Training pictures. Fewer pictures are the first ones of a larger set.
+        num_val: Validation pictures.
+        seed: Of all pictures; not negative.
+        options: Size, number and difficulty of what is drawn.
+        processes: Generating processes, None for one per usable core; has no influence on the result.
+
+    Returns:
+        The data set's folder.
+
+    Raises:
+        UserError: A value is out of range or the cache cannot be written.
+    """
+    return generate(root, shapes_job(num_train, num_val, seed, options), processes)
+
+
+def write_shapes_classes(
+    root: str | Path,
+    num_train: int = 2400,
+    num_val: int = 480,
+    seed: int = 0,
+    options: SceneOptions | None = None,
+    processes: int | None = None,
+) -> Path:
+    """Write the classification view, ``{train,val}/<class>/*.jpg`` with one object each, unless it is cached.
+
+    Arguments, return value and errors are those of :func:`write_shapes`; all classes are equally frequent.
+    """
+    return generate(root, shapes_classes_job(num_train, num_val, seed, options), processes)
+
+
+class ShapesDataModule(CocoDataModule):
+    """The generated detection set; ``prepare_data`` writes it once, then it is read as any COCO-format set.
+
+    Args:
+        root: Cache folder that the data set becomes a folder in.
+        num_train: Training pictures.
+        num_val: Validation pictures.
+        data_seed: Seed of the pictures (``seed`` is that of order and augmentation).
+        **common: See :class:`~mnvision.data.detection.DetectionDataModule`.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    def __init__(
+        self, root: str | Path, num_train: int = 2000, num_val: int = 400, data_seed: int = 0, **common: Any
+    ) -> None:
+        self.job, self.cache = shapes_job(num_train, num_val, data_seed), Path(root).expanduser()
+        super().__init__(shapes_folder(self.cache, self.job), **common)
+
+    def prepare_data(self) -> None:
+        """Generates the pictures unless they are cached; Lightning calls it in one process of a node.
+
+        Raises:
+            UserError: The cache cannot be written.
+        """
+        generate(self.cache, self.job)
+
+
+class ShapesClassificationDataModule(ImageFolderDataModule):
+    """The generated classification set; ``prepare_data`` writes it once, then it is read as any image folder.
+
+    Args:
+        root: Cache folder that the data set becomes a folder in.
+        num_train: Training pictures.
+        num_val: Validation pictures.
+        data_seed: Seed of the pictures (``seed`` is that of order and augmentation).
+        **common: See :class:`~mnvision.data.image_folder.ImageFolderDataModule`.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    def __init__(
+        self, root: str | Path, num_train: int = 2400, num_val: int = 480, data_seed: int = 0, **common: Any
+    ) -> None:
+        self.job, self.cache = shapes_classes_job(num_train, num_val, data_seed), Path(root).expanduser()
+        super().__init__(shapes_folder(self.cache, self.job), **common)
+
+    def prepare_data(self) -> None:
+        """Generates the pictures unless they are cached; Lightning calls it in one process of a node.
+
+        Raises:
+            UserError: The cache cannot be written.
+        """
+        generate(self.cache, self.job)

@@ -1,0 +1,132 @@
+"""Whole models: pixels in, answers out.
+
+What is trained is what is shipped: normalisation is inside, so a checkpoint and every exported file take pixels
+0-255, and the commonest cause of wrong deployed results (normalising twice, or not at all) cannot occur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from mnvision.backbones.mobilenet_v1 import MobileNetV1
+from mnvision.boxes.postprocess import SSDDecoder
+from mnvision.build import build
+from mnvision.errors import UserError
+from mnvision.heads.classifier import ClassifierHead, ClassScores
+from mnvision.heads.ssd import SSDHead
+from mnvision.types import Detections, SSDOutputs
+
+
+class _PixelModel(nn.Module):
+    """Backbone behind a normalisation of uint8 pixels, ``(pixel - mean) / std`` per channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: MobileNetV1, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise UserError(f"model.mean={list(mean)}, model.std={list(std)}: three numbers each, std > 0")
+        # The config carries these values, so the state dict holds nothing but backbone.* and head.*.
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
+        self.backbone = backbone
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width in pixels that the model was composed for."""
+        side = self.backbone.resolution
+        return (side, side)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of uint8 (or float 0-255) images ``(B, 3, H, W)``."""
+        return self.backbone((images.to(self.mean.dtype) - self.mean) / self.std)
+
+
+class Classifier(_PixelModel):
+    """Images to class logits; :meth:`predict` gives probabilities.
+
+    Args:
+        backbone: Gives the feature maps.
+        head: Takes them.
+        decoder: Logits to probabilities.
+        mean: Per channel, in pixel units 0-255.
+        std: Per channel, in pixel units.
+    """
+
+    kind: ClassVar[str] = "classification"
+
+    def __init__(
+        self,
+        backbone: MobileNetV1,
+        head: ClassifierHead,
+        decoder: ClassScores,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+    ) -> None:
+        super().__init__(backbone, mean, std)
+        self.head = head
+        self.decoder = decoder
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from a plain mapping with keys backbone, head, decoder, mean, std."""
+        backbone = build(config["backbone"])
+        head = build(config["head"], in_channels=backbone.feature_channels)
+        return cls(backbone, head, build(config["decoder"]), config["mean"], config["std"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of uint8 images ``(B, 3, H, W)``."""
+        return self.head(self.features(images))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Probabilities ``(B, K)`` float32 of uint8 images ``(B, 3, H, W)``."""
+        return self.decoder(self(images))
+
+
+class Detector(_PixelModel):
+    """Images to raw SSD outputs; :meth:`predict` gives detections.
+
+    Args:
+        backbone: Gives the feature maps.
+        head: Takes them; holds the default boxes.
+        decoder: Raw outputs to detections.
+        mean: Per channel, in pixel units 0-255.
+        std: Per channel, in pixel units.
+    """
+
+    kind: ClassVar[str] = "detection"
+
+    def __init__(
+        self,
+        backbone: MobileNetV1,
+        head: SSDHead,
+        decoder: SSDDecoder,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+    ) -> None:
+        super().__init__(backbone, mean, std)
+        self.head = head
+        self.decoder = decoder
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from a plain mapping with keys backbone, head, decoder, mean, std."""
+        backbone = build(config["backbone"])
+        head = build(
+            config["head"], in_channels=backbone.feature_channels, in_strides=backbone.feature_strides
+        )
+        return cls(backbone, head, build(config["decoder"]), config["mean"], config["std"])
+
+    def forward(self, images: Tensor) -> SSDOutputs:
+        """Raw outputs of uint8 images ``(B, 3, H, W)``; H and W are the model's resolution."""
+        return self.head(self.features(images))
+
+    def predict(self, images: Tensor) -> Detections:
+        """Detections in pixels of the network's input, for uint8 images ``(B, 3, H, W)``."""
+        height, width = images.shape[-2:]
+        return self.decoder(self(images), self.head.default_boxes, (height, width))

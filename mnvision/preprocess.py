@@ -1,0 +1,129 @@
+"""From any picture to the network's input, by the rule that a checkpoint was evaluated with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mnvision.data.images import image_size, min_decode_size, read_image
+from mnvision.errors import UserError
+from mnvision.transforms.windows import Window, render, whole_picture
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Source: TypeAlias = str | os.PathLike[str] | Pixels | Image.Image
+"""A picture: a file, uint8 RGB pixels ``(h, w, 3)``, or a Pillow image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A picture ready for the network.
+
+    Attributes:
+        pixels: ``(H, W, 3)`` uint8 RGB at the network's resolution.
+        size: Height and width of the original picture, after Exif orientation.
+        path: The file; None for pixels from memory.
+    """
+
+    pixels: Pixels
+    size: tuple[int, int]
+    path: Path | None = None
+
+
+class Preprocess:
+    """How a picture becomes the network's input.
+
+    Args:
+        rule: ``resize``: "stretch" (the whole picture, aspect ratio not kept) or "center_crop" with
+            ``crop_fraction`` in (0, 1]: the centred square of that share of the shorter side.
+        resolution: Height and width of the network's input.
+
+    Raises:
+        UserError: An unknown rule, or a fraction out of range.
+    """
+
+    def __init__(self, rule: Mapping[str, Any], resolution: tuple[int, int]) -> None:
+        self.resolution = resolution
+        resize = rule.get("resize")
+        if resize not in ("stretch", "center_crop"):
+            raise UserError(f"preprocess.resize={resize!r}: this version knows stretch and center_crop")
+        self._crop: float | None = rule.get("crop_fraction") if resize == "center_crop" else None
+        if resize == "center_crop" and not (self._crop and 0 < self._crop <= 1):
+            raise UserError(f"preprocess.crop_fraction={self._crop!r}: a number in (0, 1] is needed")
+
+    def __call__(self, source: Source) -> Prepared:
+        """Prepare one picture; a large JPEG file is decoded at reduced scale, as in evaluation.
+
+        Args:
+            source: A file, an array or a Pillow image.
+
+        Raises:
+            UserError: The file is missing or unreadable, or the pixels are no uint8 RGB picture.
+        """
+        if isinstance(source, str | os.PathLike):
+            return self._prepare_file(Path(source))
+        pixels = pixels_from_memory(source)
+        height, width = pixels.shape[:2]
+        return self._prepared(pixels, (height, width), None)
+
+    def window(self, size: tuple[int, int]) -> Window:
+        """The part of a picture of height and width ``size`` that the network sees."""
+        if self._crop is None:
+            return whole_picture(size)
+        # Loads the training's augmentation library too, which a detector can do without.
+        from mnvision.transforms.classification import center_crop_window
+
+        return center_crop_window(size, self.resolution, self._crop)
+
+    def _prepare_file(self, path: Path) -> Prepared:
+        size = image_size(path)
+        window = self.window(size)
+        part = (window.y1 - window.y0, window.x1 - window.x0)
+        decoded = read_image(path, min_decode_size(size, part, self.resolution))
+        return self._prepared(decoded.pixels, decoded.size, path)
+
+    def _prepared(self, pixels: Pixels, size: tuple[int, int], path: Path | None) -> Prepared:
+        seen, _ = render(pixels, size, self.window(size), self.resolution)
+        return Prepared(seen, size, path)
+
+
+def pixels_from_memory(source: Pixels | Image.Image) -> Pixels:
+    """``(h, w, 3)`` uint8 RGB of an array or a Pillow image (Exif orientation applied, alpha dropped).
+
+    Raises:
+        UserError: Not a picture, or of another type or shape.
+    """
+    if isinstance(source, Image.Image):
+        return _pixels_from_pillow(source)
+    if not isinstance(source, np.ndarray):
+        raise UserError(
+            "a picture must be a path, a uint8 array (h, w, 3) or a Pillow image, not a "
+            f"{type(source).__name__}"
+        )
+    if source.dtype != np.uint8:
+        raise UserError(f"an array of pixels must be uint8 with values 0-255, not {source.dtype}")
+    if source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+        hint = "; give several pictures as a list" if source.ndim == 4 else ""
+        raise UserError(f"an array of pixels must be RGB with shape (h, w, 3), not {source.shape}{hint}")
+    return source
+
+
+def _pixels_from_pillow(image: Image.Image) -> Pixels:
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):
+            high = (np.asarray(upright) >> 8).astype(np.uint8)
+            return np.repeat(high[..., None], 3, axis=2)
+        if upright.mode in ("I", "F"):
+            raise UserError(
+                f"a Pillow image of mode {upright.mode} has no fixed range; convert it to RGB first"
+            )
+        return np.asarray(upright.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"cannot decode the Pillow image: {' '.join(str(error).split())}") from None

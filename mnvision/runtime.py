@@ -1,0 +1,30 @@
+"""Process-wide settings that the tools make before the first tensor."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep large freed blocks instead of giving each layer's activations back to the kernel.
+
+    On the CPU every layer otherwise maps and unmaps its output, some 400,000 page faults per training step; see
+    benchmarks/README.md for what it brings. Values that the user set through ``MALLOC_*_THRESHOLD_`` stay.
+
+    Returns:
+        Whether the thresholds were set here.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another libc, e.g. musl
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

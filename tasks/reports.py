@@ -1,0 +1,64 @@
+"""What an evaluation leaves in its folder, and what it prints."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mnvision.files import whole_file
+from mnvision.metrics.classification import ClassificationScores
+from mnvision.metrics.coco import CocoEvaluator
+from mnvision.metrics.coco_scores import CocoScores
+
+WORST = 5
+# Below this a detection is not one that a person would be shown.
+CONFUSION_SCORE = 0.3
+
+
+def detection_report(folder: Path, evaluator: CocoEvaluator, scores: CocoScores) -> list[str]:
+    """Write ``metrics.json``, ``per_class.csv``, ``detections.json`` and figures; return the terminal's lines."""
+    from mnvision.figures import save_confusion_matrix, save_pr_curves
+
+    _write_json(folder / "metrics.json", scores.to_dict())
+    _write_per_class(folder / "per_class.csv", "AP", scores.per_class)
+    evaluator.save_results(folder / "detections.json")
+    save_pr_curves(scores, folder / "figures" / "precision_recall.png")
+    matrix = evaluator.confusion(CONFUSION_SCORE)
+    save_confusion_matrix(matrix, list(scores.per_class), folder / "figures" / "confusion.png")
+    return [*scores.table().splitlines(), *_class_lines("AP", scores.per_class)]
+
+
+def classification_report(folder: Path, scores: ClassificationScores) -> list[str]:
+    """Write ``metrics.json``, ``per_class.csv`` and the confusion matrix; return the terminal's lines."""
+    from mnvision.figures import save_confusion_matrix
+
+    _write_json(folder / "metrics.json", scores.to_dict())
+    _write_per_class(folder / "per_class.csv", "top1", scores.per_class)
+    save_confusion_matrix(scores.confusion, list(scores.per_class), folder / "figures" / "confusion.png")
+    return [*scores.table().splitlines(), *_class_lines("top-1", scores.per_class)]
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_per_class(path: Path, metric: str, per_class: Mapping[str, float]) -> None:
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", metric])
+        writer.writerows(per_class.items())
+
+
+def _class_lines(metric: str, per_class: Mapping[str, float]) -> list[str]:
+    """All classes where they are few, else the best and the worst; -1 stands for classes without samples."""
+    ranked = sorted(((v, k) for k, v in per_class.items() if v >= 0), reverse=True)
+    if len(ranked) > 4 * WORST:
+        shown = [*ranked[:WORST], None, *ranked[-WORST:]]
+    else:
+        shown = list(ranked)
+    lines = [f"{metric} per class:"]
+    return lines + ["  ..." if entry is None else f"  {entry[1]:<20} {entry[0]:.3f}" for entry in shown]

@@ -1,0 +1,42 @@
+"""Fit default boxes to a data set: ``python tools/fit_boxes.py data.root=my_set``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from mnvision.errors import UserError
+from tools.cli import command
+
+
+def fit(cfg: DictConfig) -> list[str]:
+    """Report lines; writes a head config where ``cfg.output`` says so."""
+    from mnvision.boxes.report import report_boxes
+    from mnvision.files import whole_file
+    from tools.run import build_data, plain
+
+    data = build_data(cfg, "fit")
+    config: Any = plain(cfg.head)
+    report = report_boxes(data.index("train"), config, cfg.backbone.out_strides, cfg.backbone.resolution, cfg.count)
+    lines = report.lines()
+    if cfg.output is not None:
+        if not str(cfg.output).endswith(".yaml"):
+            raise UserError(f"output={cfg.output}: give a .yaml file, e.g. conf/head/my_set.yaml")
+        base = "ssdlite" if config["lite"] else "ssd"
+        with whole_file(cfg.output) as path:
+            path.write_text(yaml.safe_dump({"defaults": [base], "box_sizes": report.box_sizes}))
+        lines.append(f"head config: {cfg.output}")
+    return lines
+
+
+@command("fit_boxes")
+def main(cfg: DictConfig) -> None:
+    """Command line."""
+    for line in fit(cfg):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Build what a composed config names, and call it."""
+
+from __future__ import annotations
+
+import logging
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mnvision.callbacks.checkpoint_io import AtomicCheckpointIO
+from mnvision.checkpoints import Metadata, load_model
+from mnvision.errors import UserError
+from mnvision.files import whole_file
+from tasks.composition import compose_model, compose_published_classifier
+
+log = logging.getLogger("mnvision")
+# Its notes on absent accelerators and logging services say nothing about the run.
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+
+
+def plain(node: Any) -> Any:
+    """A config node as resolved dicts, lists and numbers."""
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def overrides() -> list[str]:
+    """The command line's overrides, or none when a config was composed in Python."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def build_all(node: DictConfig | None) -> list[Any]:
+    """Every part of a group of parts, e.g. callbacks; those set to null are left out."""
+    return [instantiate(part, _convert_="all") for part in (node or {}).values() if part]
+
+
+def build_data(cfg: DictConfig, stage: str) -> Any:
+    """The data module, its files read and its problems reported."""
+    data = instantiate(cfg.data, _convert_="all")
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[Any]) -> pl.Trainer:
+    """Lightning's trainer with checkpoints that are written whole or not at all."""
+    loggers = build_all(cfg.logger)
+    return instantiate(
+        cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()]
+    )
+
+
+def train(cfg: DictConfig) -> pl.Trainer:
+    """Build everything ``cfg`` names, fit it, and return the trainer."""
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    folder = Path(cfg.paths.output_dir)
+    data = build_data(cfg, "fit")
+    model, model_config = compose_model(plain(cfg.model), data.class_names)
+    metadata = Metadata(
+        kind=model.kind,
+        model=model_config,
+        class_names=list(data.class_names),
+        category_ids=list(getattr(data, "category_ids", [])),
+        preprocess=data.preprocess,
+        run=plain(cfg),
+        overrides=overrides(),
+    )
+    task = instantiate(cfg.task, _convert_="all", _partial_=True)(model=model, metadata=metadata)
+    trainer = build_trainer(cfg, build_all(cfg.callbacks))
+    if 0 in (trainer.max_epochs, trainer.max_steps):
+        raise UserError("nothing to train: trainer.max_epochs or trainer.max_steps is 0")
+    if trainer.is_global_zero and not trainer.fast_dev_run:
+        with whole_file(folder / "config.yaml") as path:
+            OmegaConf.save(cfg, path, resolve=True)
+    log.info(
+        "training %s: %d classes, %d images, %s",
+        metadata.kind,
+        len(metadata.class_names),
+        data.num_images("train"),
+        folder,
+    )
+    trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    _report_fit(cfg, trainer, folder)
+    return trainer
+
+
+def _report_fit(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
+    if trainer.fast_dev_run:
+        log.info("one batch of each loop ran; nothing was written")
+        return
+    checkpoint = trainer.checkpoint_callback
+    score = getattr(checkpoint, "best_model_score", None)
+    if score is not None:
+        log.info("best %s %.4f: %s", cfg.monitor.metric, float(score), checkpoint.best_model_path)  # type: ignore[union-attr]
+    log.info("run folder: %s", folder)
+
+
+def _adjusted(config: dict[str, Any], given: list[str], cfg: DictConfig) -> dict[str, Any]:
+    """A stored model config with what was asked for now: another resolution or another decoding."""
+    config = deepcopy(config)
+    for word in given:
+        key = word.lstrip("+").split("=")[0]
+        if key == "backbone.resolution":
+            config["backbone"]["resolution"] = cfg.backbone.resolution
+            if "resolution" in config["head"]:
+                config["head"]["resolution"] = cfg.backbone.resolution
+        elif key.startswith("decoder."):
+            name = key.removeprefix("decoder.")
+            config["decoder"][name] = cfg.decoder[name]
+        elif key.split(".")[0] in ("backbone", "head", "model"):
+            raise UserError(f"{key} cannot be changed for a trained checkpoint; leave it out")
+    return config
+
+
+def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """Measure a checkpoint (or a published classifier) on one split; returns the metrics."""
+    if cfg.checkpoint:
+        model, metadata = load_model(cfg.checkpoint)
+        given = [word for word in overrides() if word not in metadata.overrides]
+        adjusted = _adjusted(metadata.model, given, cfg)
+        if adjusted != metadata.model:
+            model, metadata = load_model(cfg.checkpoint, adjusted)
+    else:
+        model, metadata = compose_published_classifier(plain(cfg.model))
+    cfg.backbone.resolution = model.backbone.resolution
+    folder = Path(cfg.paths.output_dir)
+    data = build_data(cfg, "validate" if cfg.split != "test" else "test")
+    task = instantiate(cfg.task, _convert_="all", _partial_=True)(model=model, metadata=metadata)
+    task.prepare_evaluation(data, cfg.split)
+    cfg.logger = None
+    trainer = build_trainer(cfg, [instantiate(cfg.callbacks.progress)])
+    trainer.validate(task, dataloaders=data.eval_dataloader(cfg.split), verbose=False)
+    if trainer.is_global_zero:
+        for line in task.write_report(folder):
+            log.info(line)
+        log.info("report: %s", folder)
+    return {key: float(value) for key, value in trainer.callback_metrics.items()}

@@ -1,0 +1,37 @@
+"""Train one task: ``python tools/train.py task=ssd_coco backbone.alpha=0.75``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnvision.errors import UserError
+from tools.cli import command, merge_overrides, quoted, take
+
+
+def expand_resume(words: list[str]) -> list[str]:
+    """Replace ``resume=DIR`` by the overrides of that run, its folder and its last checkpoint."""
+    folder, rest = take(words, "resume")
+    if folder is None or folder in ("", "null"):
+        return words
+    run = Path(folder)
+    stored_file, checkpoint = run / ".hydra" / "overrides.yaml", run / "checkpoints" / "last.ckpt"
+    for path, what in ((stored_file, "is no run folder"), (checkpoint, "has no checkpoint yet")):
+        if not path.is_file():
+            raise UserError(f"resume={folder} {what}: {path} is missing")
+    stored = [str(word) for word in OmegaConf.load(stored_file)]
+    ours = [f"resume={quoted(run)}", f"ckpt_path={quoted(checkpoint)}", f"hydra.run.dir={quoted(run)}"]
+    return [*merge_overrides(stored, rest, ["resume", "ckpt_path", "hydra"]), *ours, *rest]
+
+
+@command("config", expand_resume)
+def main(cfg: DictConfig) -> None:
+    """Command line."""
+    from tools.run import train  # after the process's settings are made, and not for --help
+
+    train(cfg)
+
+
+if __name__ == "__main__":
+    main()
