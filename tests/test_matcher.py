@@ -108,7 +108,7 @@ def test_hand_worked_crowd():
     default_boxes = torch.tensor(
         [[0.0, 0, 10, 10], [0, 0, 10, 9], [5, 0, 15, 10], [8, 0, 18, 10], [50, 50, 60, 60]]
     )
-    # The crowd covers 100, 100, 50 (not more than half), 20 and 0 % of them. In the first image an object lies
+    # The crowd covers 100, 100, 50 (not more than half), 20 and 0 % of them. In the first image an object is
     # at the same place: it takes the first by force and the second by its IoU of 0.9, crowd or not.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10]], [[0, 0, 10, 10], [0, 0, 0, 0]]])
     crowd = torch.tensor([[True, False], [True, False]])

@@ -108,6 +108,16 @@ def test_nan_is_never_kept_and_takes_no_place(classification):
     assert got["boxes"].isfinite().all()
 
 
+@pytest.mark.parametrize("classification", ["softmax", "sigmoid"])
+def test_nan_does_not_crowd_out_the_only_detection(classification):
+    outputs = random_outputs(images=1)
+    outputs["cls_logits"][:] = torch.tensor([12.0] + [-12.0] * CLASSES)
+    outputs["cls_logits"][0, :5] = float("nan")
+    outputs["cls_logits"][0, 40, 3] = 30.0
+    got = SSDDecoder(classification)(outputs, ssd_default_boxes(SIDE), (SIDE, SIDE))
+    assert got["labels"][0].tolist() == [2] + [-1] * 99
+
+
 def test_infinite_offsets_give_boxes_within_the_picture():
     outputs = random_outputs()
     outputs["box_offsets"][:, ::3] = float("inf")

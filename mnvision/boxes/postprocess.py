@@ -90,30 +90,33 @@ class SSDDecoder(nn.Module):
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(B, M)`` scores, best first, their default boxes and labels; 0 where not above the threshold."""
         logits = logits.float()
-        rows = self._promising(logits)
-        image = torch.arange(len(rows), device=rows.device)[:, None]
-        logits, num_classes = logits[image, rows], logits.shape[2] - 1
         scores = logits.softmax(dim=-1) if self.classification == "softmax" else logits.sigmoid()
-        scores = scores[..., 1:].flatten(1)
-        # A comparison with NaN is false, so a NaN score becomes 0 here and can never be kept.
-        scores = torch.where(scores > self.score_threshold, scores, 0.0)
+        # A score that is not a number becomes 0: it can neither be kept nor take a candidate's place.
+        scores.nan_to_num_(nan=0.0)
+        rows = self._promising(scores)
+        scores = scores.gather(1, rows[..., None].expand(-1, -1, scores.shape[2]))
+        # The background column stays, as zeros: a copy without it would cost more than the top-k.
+        scores[..., 0] = 0.0
+        columns = scores.shape[2]
+        scores = F.threshold(scores, self.score_threshold, 0.0, inplace=True).flatten(1)
         best, index = scores.topk(min(self.pre_nms_top_k, scores.shape[1]), dim=1)
-        return best, rows.gather(1, index // num_classes), index % num_classes
+        used = max(int((best > 0).sum(dim=1).max()), 1)
+        best, index = best[:, :used], index[:, :used]
+        return best, rows.gather(1, index // columns), (index % columns - 1).clamp_(min=0)
 
-    def _promising(self, logits: Tensor) -> Tensor:
-        """``(B, R)`` indices of default boxes, among them all that have a score above the threshold.
+    def _promising(self, scores: Tensor) -> Tensor:
+        """``(B, R)`` indices of default boxes, among them all that have a class score above the threshold.
 
-        Most default boxes see background only; leaving them out makes the top-k of all scores several times
-        cheaper. R is the largest count of the batch, so the choice never changes the result.
+        Most default boxes see background only; leaving them out makes the top-k of all scores cheaper. R is
+        the largest count of the batch, so the choice never changes the result.
         """
         if self.classification == "softmax":
-            bound = 1 - logits.softmax(dim=-1)[..., 0]
+            # With a margin for the rounding of the sum of the class scores.
+            bound = 1.01 * (1 - scores[..., 0]) + 1e-6
         else:
-            bound = logits[..., 1:].amax(dim=-1).sigmoid()
-        bound = bound.nan_to_num_(nan=0.0)
-        # A margin for the rounding of the sum of the class scores.
-        count = (bound > 0.99 * self.score_threshold - 1e-6).sum(dim=1)
-        return bound.topk(max(int(count.max()), 1), dim=1).indices
+            bound = scores[..., 1:].amax(dim=-1)
+        count = int((bound > self.score_threshold).sum(dim=1).max())
+        return bound.topk(max(count, 1), dim=1, sorted=False).indices
 
     def _boxes(
         self, offsets: Tensor, default_boxes: Tensor, default_index: Tensor, resolution: tuple[int, int]
