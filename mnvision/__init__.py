@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mnvision.predict import Predictor
+    from mnvision.prediction.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,6 @@ def load(path: str | Path, device: str = "cpu") -> Predictor:
     Raises:
         mnvision.errors.UserError: The file is missing, corrupt, or not a checkpoint of ours.
     """
-    from mnvision.predict import load_predictor  # torch loads only when a model is wanted
+    from mnvision.prediction.predictor import load_predictor  # torch loads only when a model is wanted
 
     return load_predictor(path, device)

@@ -91,6 +91,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*pickle protocol.*")  # of a damaged file; the error follows
             content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: refused, for it is corrupt or holds Python objects beside tensors and plain data"
@@ -101,6 +102,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ``BadZipFile`` where bytes of the weights changed on disk, which ``torch.load`` reads without a word."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
 
 
 def read_metadata(path: str | Path, content: Mapping[str, Any] | None = None) -> Metadata:

@@ -253,9 +253,7 @@ def _type_name(module: nn.Module) -> str:
 def _height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
     sides = tuple(resolution) if isinstance(resolution, Sequence) else (resolution, resolution)
     if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
-        raise UserError(
-            f"resolution is {resolution!r}: give whole pixels, one side (224) or height and width"
-        )
+        raise UserError(f"resolution is {resolution!r}: give whole pixels, one side (224) or height and width")
     return sides[0], sides[1]
 
 

@@ -117,9 +117,7 @@ class Detector(_PixelModel):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build from a plain mapping with keys backbone, head, decoder, mean, std."""
         backbone = build(config["backbone"])
-        head = build(
-            config["head"], in_channels=backbone.feature_channels, in_strides=backbone.feature_strides
-        )
+        head = build(config["head"], in_channels=backbone.feature_channels, in_strides=backbone.feature_strides)
         return cls(backbone, head, build(config["decoder"]), config["mean"], config["std"])
 
     def forward(self, images: Tensor) -> SSDOutputs:

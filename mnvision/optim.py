@@ -35,9 +35,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _scheduled(
-    optimizer: Optimizer, warmup_steps: int, total_steps: int, factor: Callable[[int], float]
-) -> LambdaLR:
+def _scheduled(optimizer: Optimizer, warmup_steps: int, total_steps: int, factor: Callable[[int], float]) -> LambdaLR:
     # A run shorter than its warm-up would never reach its learning rate: warm up over a tenth of it at most.
     warmup = min(warmup_steps, total_steps // 10)
 
@@ -107,10 +105,6 @@ def exponential(
     return _scheduled(optimizer, _warmup_steps(warmup_epochs, steps_per_epoch), total_steps, factor)
 
 
-def constant(
-    optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup_epochs: float = 0.0
-) -> LambdaLR:
+def constant(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup_epochs: float = 0.0) -> LambdaLR:
     """Linear warm-up, then the optimizer's own learning rate."""
-    return _scheduled(
-        optimizer, _warmup_steps(warmup_epochs, steps_per_epoch), total_steps, lambda step: 1.0
-    )
+    return _scheduled(optimizer, _warmup_steps(warmup_epochs, steps_per_epoch), total_steps, lambda step: 1.0)

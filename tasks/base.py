@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -40,7 +40,7 @@ class VisionTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = cast("nn.Module", model.to(memory_format=self.memory_format))  # type: ignore[call-overload]
+        self.model: nn.Module = model.to(memory_format=self.memory_format)
         self.metadata = metadata
         self._optimizer = optimizer
         self._scheduler = scheduler

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mnvision.backbones.pretrained.sources import read_weights
 from mnvision.backbones.pretrained.loading import load_into
+from mnvision.backbones.pretrained.sources import read_weights
 from mnvision.backbones.pretrained.weights import PretrainedWeights
 from mnvision.build import build_model
 from mnvision.checkpoints import Metadata
@@ -75,9 +75,7 @@ def compose_published_classifier(config: Mapping[str, Any]) -> tuple[Any, Metada
     return model.eval(), Metadata(kind=model.kind, model=settled, class_names=names)
 
 
-def settle(
-    config: Mapping[str, Any], weights: PretrainedWeights | None, num_classes: int | None
-) -> dict[str, Any]:
+def settle(config: Mapping[str, Any], weights: PretrainedWeights | None, num_classes: int | None) -> dict[str, Any]:
     """The model's config with every ``auto`` and the class count replaced by a value.
 
     Args:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,9 +15,10 @@ from mnvision.boxes.rescale import to_original_pixels
 from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
 from mnvision.losses.multibox import MultiBoxLoss
-from mnvision.metrics.coco import CocoEvaluator, CocoScores
+from mnvision.metrics.coco import CocoEvaluator
+from mnvision.metrics.coco_scores import CocoScores
 from mnvision.models import Detector
-from mnvision.types import DetectionBatch, Detections
+from mnvision.types import DetectionBatch
 from tasks.base import VisionTask
 
 log = logging.getLogger("mnvision")
@@ -129,4 +129,3 @@ class DetectionTask(VisionTask):
     def _log_losses(self, stage: str, losses: dict[str, Tensor], batch_size: int) -> None:
         named = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(named, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=stage == "val")
-

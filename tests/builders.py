@@ -35,9 +35,7 @@ def make_tiny_coco(
     return root
 
 
-def _coco_split(
-    folder: Path, num_images: int, size: tuple[int, int], rng: np.random.Generator
-) -> dict[str, Any]:
+def _coco_split(folder: Path, num_images: int, size: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
     folder.mkdir()
     height, width = size
     images: list[dict[str, Any]] = []
@@ -56,9 +54,7 @@ def _coco_split(
     return {"images": images, "annotations": annotations, "categories": [dict(item) for item in CATEGORIES]}
 
 
-def _annotation(
-    key: int, image_id: int, category: int, bbox: list[float], iscrowd: int = 0
-) -> dict[str, Any]:
+def _annotation(key: int, image_id: int, category: int, bbox: list[float], iscrowd: int = 0) -> dict[str, Any]:
     x, y, w, h = bbox
     outline: Any = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     if iscrowd:

@@ -70,9 +70,7 @@ def save_checkpoint(path: Path, config: dict[str, Any], **metadata: Any) -> torc
         "model": config,
         "class_names": CLASS_NAMES,
         "category_ids": CATEGORY_IDS if detection else [],
-        "preprocess": {"resize": "stretch"}
-        if detection
-        else {"resize": "center_crop", "crop_fraction": 0.875},
+        "preprocess": {"resize": "stretch"} if detection else {"resize": "center_crop", "crop_fraction": 0.875},
     }
     torch.save({"state_dict": state, KEY: Metadata(**(entry | metadata)).to_dict()}, path)
     return model

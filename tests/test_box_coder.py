@@ -50,9 +50,7 @@ def test_agrees_with_torchvision():
 def test_decode_inverts_encode(x, y, w, h, dx, dy, dw, dh):
     box, default_box = xyxy(x, y, w, h), xyxy(dx, dy, dw, dh)
     # The tolerance is that of float32 centres and sides at coordinates of a thousand pixels.
-    torch.testing.assert_close(
-        decode_boxes(encode_boxes(box, default_box), default_box), box, rtol=1e-4, atol=2e-2
-    )
+    torch.testing.assert_close(decode_boxes(encode_boxes(box, default_box), default_box), box, rtol=1e-4, atol=2e-2)
 
 
 def test_broadcasts_over_a_batch():

@@ -50,9 +50,7 @@ def test_refuses_targets_that_are_not_ours(target: str):
 
 def test_unknown_argument_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="'num_clases'; did you mean 'num_classes'"):
-        build(
-            {"_target_": "mnvision.heads.classifier.ClassifierHead", "num_clases": 4}, in_channels=[8], dropout=0.0
-        )
+        build({"_target_": "mnvision.heads.classifier.ClassifierHead", "num_clases": 4}, in_channels=[8], dropout=0.0)
 
 
 def test_missing_argument_is_one_line():

@@ -109,8 +109,7 @@ _GROUND_TRUTH = {
     "images": [{"id": image} for image in range(11)],
     "categories": [{"id": 5, "name": "thing"}],
     "annotations": [
-        {"id": image + 1, "image_id": image, "category_id": 5, "bbox": [image, 0, 50, 50]}
-        for image in range(11)
+        {"id": image + 1, "image_id": image, "category_id": 5, "bbox": [image, 0, 50, 50]} for image in range(11)
     ],
 }
 

@@ -33,9 +33,7 @@ def test_index_equals_the_file(tmp_path: Path):
         xywh = np.array([a["bbox"] for a in expected], np.float32).reshape(-1, 4)
         np.testing.assert_array_equal(objects["boxes"][:, :2], xywh[:, :2])
         np.testing.assert_array_equal(objects["boxes"][:, 2:], xywh[:, :2] + xywh[:, 2:])
-        assert [index.category_ids[label] for label in objects["labels"]] == [
-            a["category_id"] for a in expected
-        ]
+        assert [index.category_ids[label] for label in objects["labels"]] == [a["category_id"] for a in expected]
         assert objects["crowd"].tolist() == [bool(a["iscrowd"]) for a in expected]
         assert index.path(position).is_file()
         assert index.size(position) == (48, 64)
@@ -96,9 +94,7 @@ def flawed(data: dict[str, Any]) -> None:
         506: [60, 40, 30, 30],
         507: [5, None, 9, 9],
     }
-    data["annotations"] += [
-        {"id": key, "image_id": 101, "category_id": 7, "bbox": bbox} for key, bbox in flaws.items()
-    ]
+    data["annotations"] += [{"id": key, "image_id": 101, "category_id": 7, "bbox": bbox} for key, bbox in flaws.items()]
 
 
 def test_flaws_are_counted_by_kind_and_named(tmp_path: Path):

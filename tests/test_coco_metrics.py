@@ -52,18 +52,14 @@ def problems(draw):
     categories = draw(st.lists(st.integers(1, 90), min_size=1, max_size=3, unique=True))
     truth_rows = draw(
         st.lists(
-            st.tuples(
-                st.sampled_from(images), st.sampled_from(categories), _boxes, st.sampled_from([0, 0, 0, 1])
-            ),
+            st.tuples(st.sampled_from(images), st.sampled_from(categories), _boxes, st.sampled_from([0, 0, 0, 1])),
             max_size=14,
         )
     )
     first = draw(st.sampled_from([0, 1]))  # an annotation with id 0 is a special case in pycocotools
     rows = draw(
         st.lists(
-            st.tuples(
-                st.sampled_from(images), st.sampled_from(categories), _boxes, st.sampled_from([0.1, 0.5, 0.9])
-            ),
+            st.tuples(st.sampled_from(images), st.sampled_from(categories), _boxes, st.sampled_from([0.1, 0.5, 0.9])),
             min_size=1,
             max_size=30,
         )
@@ -107,8 +103,7 @@ def test_equals_pycocotools_in_a_crowded_image(seed):
         for index in range(int(generator.integers(2, 12)))
     ]
     entries = [
-        detection(int(generator.choice([4, 9])), 3, box(), float(generator.choice([0.2, 0.5, 0.8])))
-        for _ in range(25)
+        detection(int(generator.choice([4, 9])), 3, box(), float(generator.choice([0.2, 0.5, 0.8]))) for _ in range(25)
     ]
     assert list(scored(content, entries).twelve().values()) == official(content, entries).stats.tolist()
 
@@ -135,9 +130,7 @@ def test_more_than_a_hundred_detections_of_one_class():
         annotation(index + 1, 4, 3, [*generator.uniform(0, 400, 2), 50.0, 50.0]) for index in range(70)
     ]
     entries = [
-        detection(
-            4, 3, (np.array(item["bbox"]) + generator.normal(0, 4, 4)).tolist(), float(generator.random())
-        )
+        detection(4, 3, (np.array(item["bbox"]) + generator.normal(0, 4, 4)).tolist(), float(generator.random()))
         for item in content["annotations"] * 3
     ]
     assert list(scored(content, entries).twelve().values()) == official(content, entries).stats.tolist()

@@ -254,9 +254,7 @@ def test_dict_survives_json():
     data = json.loads(json.dumps(cost.to_dict()))
     assert data == cost.to_dict()
     assert (data["resolution"], data["mult_adds"], data["params"]) == ([128, 128], 13570048, 470072)
-    assert (
-        sum(row["params"] for row in data["types"]) == sum(row["params"] for row in data["layers"]) == 470072
-    )
+    assert sum(row["params"] for row in data["types"]) == sum(row["params"] for row in data["layers"]) == 470072
 
 
 def test_tables_are_aligned_and_end_with_the_total():

@@ -83,9 +83,7 @@ def test_refuses_bad_arguments(arguments):
         ssd_box_sizes(**arguments)
 
 
-@pytest.mark.parametrize(
-    "sizes", [[[(0.1, 0.1)]], [[(0.1, 0.1)], []], [[(0.1,)], [(1, 1)]], [[(0, 1)], [(1, 1)]]]
-)
+@pytest.mark.parametrize("sizes", [[[(0.1, 0.1)]], [[(0.1, 0.1)], []], [[(0.1,)], [(1, 1)]], [[(0, 1)], [(1, 1)]]])
 def test_refuses_bad_explicit_sizes(sizes):
     with pytest.raises(UserError, match="box_sizes"):
         checked_box_sizes(sizes, 2)

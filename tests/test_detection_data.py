@@ -97,9 +97,7 @@ def test_picture_of_another_size_than_annotated_is_refused(tmp_path: Path):
         data["images"][0].update(width=48, height=64)
 
     dataset = DetectionDataset(read_train(make_tiny_coco(tmp_path / "coco", change=turn)), (32, 32))
-    with pytest.raises(
-        UserError, match=r"000000000000\.jpg is 64x48 but annotated as 48x64 \(image id 100\)"
-    ):
+    with pytest.raises(UserError, match=r"000000000000\.jpg is 64x48 but annotated as 48x64 \(image id 100\)"):
         dataset[0]
 
 
@@ -133,9 +131,7 @@ def test_evaluation_needs_no_training_files(tmp_path: Path):
 
 
 def test_categories_of_train_and_val_are_compared(tmp_path: Path):
-    root = make_tiny_coco(
-        tmp_path / "coco", change=lambda data: data.update(categories=list(reversed(CATEGORIES)))
-    )
+    root = make_tiny_coco(tmp_path / "coco", change=lambda data: data.update(categories=list(reversed(CATEGORIES))))
     data = module(root)
     data.setup("fit")  # another order is no difference
     assert data.class_names == ["person", "car", "kite"]

@@ -171,9 +171,7 @@ def test_probabilities_switch_everything_off():
     for _ in range(5):
         assert augment.window(rng, (240, 320), np.zeros((0, 4), np.float32)) == whole_picture((240, 320))
         np.testing.assert_array_equal(augment.distort(rng, image), image)
-    flips = [
-        DetectionAugment(zoom_out=0, crop=0).window(rng, (9, 9), np.zeros((0, 4))).flip for _ in range(200)
-    ]
+    flips = [DetectionAugment(zoom_out=0, crop=0).window(rng, (9, 9), np.zeros((0, 4))).flip for _ in range(200)]
     assert 60 < sum(flips) < 140
 
 

@@ -107,9 +107,7 @@ def test_unreadable_image_is_named(tmp_path: Path, num_workers: int):
         list(data.val_dataloader())
 
 
-@pytest.mark.parametrize(
-    "options", [{"val_fraction": 1.0}, {"crop": 0}, {"batch_size": 0}, {"augment": {"area": 3}}]
-)
+@pytest.mark.parametrize("options", [{"val_fraction": 1.0}, {"crop": 0}, {"batch_size": 0}, {"augment": {"area": 3}}])
 def test_bad_arguments_are_refused(tmp_path: Path, options: dict[str, Any]):
     with pytest.raises(UserError):
         module(tmp_path, **options)

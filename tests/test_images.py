@@ -56,9 +56,7 @@ def test_modes_become_rgb(picture, tmp_path: Path):
 def test_sixteen_bit_keeps_high_byte(tmp_path: Path):
     values = (np.arange(60 * 90) * 12).reshape(60, 90).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(
-        read_image(tmp_path / "a.png").pixels, np.repeat((values >> 8)[..., None], 3, 2)
-    )
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").pixels, np.repeat((values >> 8)[..., None], 3, 2))
 
 
 def test_first_frame_of_an_animation(picture, tmp_path: Path):
@@ -121,9 +119,7 @@ def test_unreadable_files_are_refused_by_name(tmp_path: Path):
             image_size(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    ("min_size", "factor"), [((30, 30), 8), ((31, 30), 4), ((100, 90), 2), ((121, 2), 1)]
-)
+@pytest.mark.parametrize(("min_size", "factor"), [((30, 30), 8), ((31, 30), 4), ((100, 90), 2), ((121, 2), 1)])
 def test_reduced_decoding_keeps_the_asked_size(tmp_path: Path, min_size: tuple[int, int], factor: int):
     y, x = np.mgrid[0:241, 0:321]
     pixels = np.stack([x * 0.7, y, 255 - x * 0.3 - y * 0.4], axis=2).astype(np.uint8)
@@ -154,9 +150,7 @@ def test_min_decode_size_counts_the_part_used():
 
 def test_real_photos_decode_like_pillow(shared_data: Path):
     paths = sorted((shared_data / "coco" / "val2017").glob("*.jpg"))[:10]
-    paths += [
-        p for p in sorted((shared_data / "geo" / "images").rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES
-    ][:10]
+    paths += [p for p in sorted((shared_data / "geo" / "images").rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES][:10]
     assert len(paths) > 10
     for path in paths:
         with Image.open(path) as opened:
@@ -167,11 +161,7 @@ def test_real_photos_decode_like_pillow(shared_data: Path):
 
 
 def test_resize_averages_when_it_halves_and_interpolates_otherwise():
-    checkers = (
-        np.kron(np.indices((20, 20)).sum(0) % 2 * 255, np.ones((2, 2)))
-        .astype(np.uint8)[..., None]
-        .repeat(3, 2)
-    )
+    checkers = np.kron(np.indices((20, 20)).sum(0) % 2 * 255, np.ones((2, 2))).astype(np.uint8)[..., None].repeat(3, 2)
     np.testing.assert_array_equal(np.unique(resize_image(checkers, (20, 20))), [0, 255])
     stripes = np.tile(np.array([0, 255], np.uint8), (40, 20))[..., None].repeat(3, 2)
     assert set(np.unique(resize_image(stripes, (20, 20)))) <= {127, 128}

@@ -58,9 +58,7 @@ def test_workers_draw_what_one_process_draws(root: Path):
 
 
 def test_streams_of_samples_are_independent():
-    draws = {
-        sample_rng(seed, epoch, i).random() for seed in (0, 1) for epoch in (0, 1) for i in range(-1, 50)
-    }
+    draws = {sample_rng(seed, epoch, i).random() for seed in (0, 1) for epoch in (0, 1) for i in range(-1, 50)}
     assert len(draws) == 2 * 2 * 51
 
 
@@ -114,9 +112,7 @@ def test_last_batch_is_left_out_only_beside_full_ones(tmp_path: Path):
     sizes = {
         batch_size: [
             len(batch["images"])
-            for batch in CocoDataModule(
-                root, resolution=32, batch_size=batch_size, num_workers=0
-            ).train_dataloader()
+            for batch in CocoDataModule(root, resolution=32, batch_size=batch_size, num_workers=0).train_dataloader()
         ]
         for batch_size in (2, 3, 5)
     }

@@ -12,9 +12,7 @@ from mnvision.boxes.matcher import BACKGROUND, IGNORED, match_default_boxes
 
 
 def ssd_default_boxes(resolution: int) -> torch.Tensor:
-    return make_default_boxes(
-        ssd_box_sizes(6), feature_map_sizes((resolution,) * 2, (16, 32), 4), (resolution,) * 2
-    )
+    return make_default_boxes(ssd_box_sizes(6), feature_map_sizes((resolution,) * 2, (16, 32), 4), (resolution,) * 2)
 
 
 def random_targets(seed: int, images: int = 4, objects: int = 8, crowds: bool = True, side: int = 96) -> dict:
@@ -39,18 +37,14 @@ def slow_match(targets: dict, default_boxes: torch.Tensor) -> torch.Tensor:
         for a in range(len(default_boxes)):
             for n in range(len(boxes)):
                 low = torch.maximum(boxes[n, :2], default_boxes[a, :2])
-                inside = (torch.minimum(boxes[n, 2:], default_boxes[a, 2:]) - low).clamp(
-                    min=0
-                ).prod() / areas[a]
+                inside = (torch.minimum(boxes[n, 2:], default_boxes[a, 2:]) - low).clamp(min=0).prod() / areas[a]
                 if crowd[n] and inside > 0.5:
                     result[image, a] = IGNORED
             if objects:
                 best = max(objects, key=lambda n: iou[n, a].item())
                 if iou[best, a] >= 0.5:
                     result[image, a] = best
-        pairs = [
-            (-iou[n, a].item(), n, a) for n in objects for a in range(len(default_boxes)) if iou[n, a] > 0
-        ]
+        pairs = [(-iou[n, a].item(), n, a) for n in objects for a in range(len(default_boxes)) if iou[n, a] > 0]
         done_objects, done_defaults = set(), set()
         for _, n, a in sorted(pairs):
             if n not in done_objects and a not in done_defaults:
@@ -105,9 +99,7 @@ def test_hand_worked_forced_match_and_conflict():
 
 
 def test_hand_worked_crowd():
-    default_boxes = torch.tensor(
-        [[0.0, 0, 10, 10], [0, 0, 10, 9], [5, 0, 15, 10], [8, 0, 18, 10], [50, 50, 60, 60]]
-    )
+    default_boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [5, 0, 15, 10], [8, 0, 18, 10], [50, 50, 60, 60]])
     # The crowd covers 100, 100, 50 (not more than half), 20 and 0 % of them. In the first image an object is
     # at the same place: it takes the first by force and the second by its IoU of 0.9, crowd or not.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10]], [[0, 0, 10, 10], [0, 0, 0, 0]]])

@@ -126,12 +126,8 @@ def test_state_dict_names():
     names = set(MobileNetV1(0.25).state_dict())
     bn = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     layers = ["stem", *(f"blocks.{i}.{part}" for i in range(13) for part in ("depthwise", "pointwise"))]
-    assert names == {
-        f"{layer}.{part}" for layer in layers for part in ("conv.weight", *(f"bn.{n}" for n in bn))
-    }
-    full = {
-        name for name in MobileNetV1(0.25, variant="full_conv").state_dict() if name.endswith("conv.weight")
-    }
+    assert names == {f"{layer}.{part}" for layer in layers for part in ("conv.weight", *(f"bn.{n}" for n in bn))}
+    full = {name for name in MobileNetV1(0.25, variant="full_conv").state_dict() if name.endswith("conv.weight")}
     assert full == {"stem.conv.weight", *(f"blocks.{i}.full.conv.weight" for i in range(13))}
     assert len(MobileNetV1(0.25, variant="shallow").blocks) == 8
 
@@ -178,9 +174,7 @@ def test_steps_behind_the_output_stride_become_dilation(output_stride, stride_an
 def test_dilated_network_computes_the_same_values_on_a_finer_grid(output_stride, padding):
     """Every 2nd (4th) value of the dilated map is a value of the ordinary map, away from the border."""
     ordinary = MobileNetV1(0.25, padding=padding).eval()
-    dilated = MobileNetV1(
-        0.25, padding=padding, output_stride=output_stride, out_strides=(output_stride,)
-    ).eval()
+    dilated = MobileNetV1(0.25, padding=padding, output_stride=output_stride, out_strides=(output_stride,)).eval()
     randomise(ordinary)
     dilated.load_state_dict(ordinary.state_dict())
     # At this size every map has an odd side, so TensorFlow's zeros stand evenly and the grids coincide.

@@ -42,9 +42,7 @@ def slow_loss(
                 found += 1
                 truth = targets["boxes"][b, n]
                 if localization == "smooth_l1":
-                    box.append(
-                        F.smooth_l1_loss(offsets, encode_boxes(truth, default_boxes[a]), reduction="sum")
-                    )
+                    box.append(F.smooth_l1_loss(offsets, encode_boxes(truth, default_boxes[a]), reduction="sum"))
                 else:
                     loss = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss}[localization]
                     box.append(loss(decode_boxes(offsets, default_boxes[a]), truth))

@@ -35,9 +35,9 @@ def slow_decode(outputs: dict, decoder: SSDDecoder, resolution: tuple[int, int])
         cut = scores.flatten().sort(descending=True).values[: decoder.pre_nms_top_k][-1]
         found = []
         for label in range(CLASSES):
-            chosen = (
-                has_area & (scores[:, label] > decoder.score_threshold) & (scores[:, label] >= cut)
-            ).nonzero()[:, 0]
+            chosen = (has_area & (scores[:, label] > decoder.score_threshold) & (scores[:, label] >= cut)).nonzero()[
+                :, 0
+            ]
             kept = chosen[nms(boxes[chosen], scores[chosen, label], decoder.nms_iou)][: decoder.max_per_class]
             found += [(scores[a, label].item(), label, boxes[a].tolist()) for a in kept]
         result.append(sorted(found, key=lambda row: -row[0])[: decoder.max_detections])

@@ -18,9 +18,9 @@ import mnvision
 from mnvision.data.detection_dataset import DetectionDataset
 from mnvision.data.index import DataReport, DetectionIndex, encode_file_names
 from mnvision.errors import UserError
-from mnvision.predict import as_device
-from mnvision.predictions import Detection, ImageClasses, ImageDetections
-from mnvision.preprocess import Preprocess
+from mnvision.prediction.predictor import as_device
+from mnvision.prediction.preprocess import Preprocess
+from mnvision.prediction.results import Detection, ImageClasses, ImageDetections
 from tests.builders_models import CLASS_NAMES, SIDE, picture, save_classifier, save_detector
 
 
@@ -56,17 +56,13 @@ def test_boxes_are_in_pixels_of_the_original_picture(folder: Path, detector: Any
     assert len(result) > 5
     assert result.size == (120, 200)
     scale = np.array([200 / SIDE, 120 / SIDE, 200 / SIDE, 120 / SIDE])
-    np.testing.assert_allclose(
-        values(result)[:, :4], raw["boxes"][0, : len(result)].numpy() * scale, atol=0.05
-    )
+    np.testing.assert_allclose(values(result)[:, :4], raw["boxes"][0, : len(result)].numpy() * scale, atol=0.05)
     np.testing.assert_allclose(values(result)[:, 4], raw["scores"][0, : len(result)].numpy(), atol=1e-4)
     assert [found.name for found in result] == [CLASS_NAMES[i] for i in raw["labels"][0, : len(result)]]
 
 
 def test_network_sees_what_evaluation_sees(tmp_path: Path, detector: Any):
-    cv2.imwrite(
-        str(tmp_path / "a.jpg"), picture(height=400, width=600)
-    )  # large enough to be decoded at half scale
+    cv2.imwrite(str(tmp_path / "a.jpg"), picture(height=400, width=600))  # large enough to be decoded at half scale
     index = DetectionIndex(
         tmp_path,
         encode_file_names(["a.jpg"]),
@@ -258,7 +254,5 @@ def test_needs_neither_lightning_nor_hydra_nor_tasks(folder: Path):
         banned = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "tasks", "tools", "albumentations"}
         sys.exit(str(banned & set(sys.modules)) if banned & set(sys.modules) else 0)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", code, folder / "detector.ckpt"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, folder / "detector.ckpt"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

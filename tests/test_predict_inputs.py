@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mnvision.errors import UserError
-from mnvision.predict_inputs import find_pictures, is_video
+from mnvision.prediction.inputs import find_pictures, is_video
 
 NAMES = ["a.png", "b.jpg", "sub/a.png", "sub/a.jpg"]
 

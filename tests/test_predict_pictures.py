@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mnvision.predict_pictures import crop, folder_name
+from mnvision.prediction.pictures import crop, folder_name
 from tests.builders_models import picture
 
 

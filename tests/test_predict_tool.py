@@ -18,8 +18,8 @@ from rich.console import Console
 
 import mnvision
 from mnvision.errors import UserError
-from mnvision.predict_files import Options, predict_pictures
-from mnvision.predict_pictures import folder_name, write_picture
+from mnvision.prediction.folders import Options, predict_pictures
+from mnvision.prediction.pictures import folder_name, write_picture
 from tests.builders_models import (
     CATEGORY_IDS,
     CLASS_NAMES,
@@ -105,9 +105,7 @@ def test_csv_has_a_row_per_detection(detector, photos: Path, tmp_path: Path):
     for row, found in zip(rows, expected):
         assert (row["path"], row["width"], row["height"]) == ("b.jpg", "150", "110")
         assert (row["name"], int(row["label"])) == (found.name, found.label)
-        np.testing.assert_allclose(
-            [float(row[edge]) for edge in ("x1", "y1", "x2", "y2")], found.box, atol=0.01
-        )
+        np.testing.assert_allclose([float(row[edge]) for edge in ("x1", "y1", "x2", "y2")], found.box, atol=0.01)
 
 
 def test_coco_results_load_in_pycocotools(detector, photos: Path, tmp_path: Path, capsys):
@@ -147,9 +145,7 @@ def test_crops_are_the_boxes_and_never_collide(detector, photos: Path, tmp_path:
     assert files_below(output) == {"predictions.json", *expected}
 
 
-def test_classifier_prints_and_writes_the_best_classes(
-    run_tool, classifier, photos: Path, tmp_path: Path, capsys
-):
+def test_classifier_prints_and_writes_the_best_classes(run_tool, classifier, photos: Path, tmp_path: Path, capsys):
     run_tool("classifier", photos / "*.png", tmp_path / "out", "topk=2", "format=csv")
     expected = classifier.predict(photos / "a.png")
     printed = capsys.readouterr().out.splitlines()

@@ -12,8 +12,8 @@ from rich.console import Console
 
 import mnvision
 from mnvision.errors import UserError
-from mnvision.predict_files import Options
-from mnvision.predict_video import predict_video
+from mnvision.prediction.folders import Options
+from mnvision.prediction.video import predict_video
 from tests.builders_models import files_below, picture, save_detector
 
 

@@ -129,6 +129,5 @@ def test_offline_names_the_file_and_its_place(source, url, place, tmp_path, monk
     with pytest.raises(UserError) as caught:
         read_weights(source, tmp_path)
     assert str(caught.value) == (
-        f"cannot download {url} (no network): get the file on a connected machine and put it at "
-        f"{tmp_path / place}"
+        f"cannot download {url} (no network): get the file on a connected machine and put it at {tmp_path / place}"
     )

@@ -125,9 +125,7 @@ def lightning_checkpoint(backbone: MobileNetV1, head: nn.Module, ema: bool) -> d
         "model": {"backbone": settings, "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]},
     }
     content: dict[str, object] = {"epoch": 3, "mnvision": entry}
-    content["state_dict"] = {
-        f"model.{name}": torch.zeros_like(t) if ema else t for name, t in shipped.items()
-    }
+    content["state_dict"] = {f"model.{name}": torch.zeros_like(t) if ema else t for name, t in shipped.items()}
     if ema:
         content["ema_state_dict"] = shipped
     return content
@@ -234,9 +232,7 @@ def test_channels_of_no_alpha(tmp_path):
     state = network()[0].state_dict()
     state["stem.conv.weight"] = torch.zeros(13, 3, 3, 3)
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(
-        UserError, match=r"channels \(13, 16, .*\) are not those of a MobileNetV1 of any alpha"
-    ):
+    with pytest.raises(UserError, match=r"channels \(13, 16, .*\) are not those of a MobileNetV1 of any alpha"):
         read_weights(str(tmp_path / "w.pth"))
 
 

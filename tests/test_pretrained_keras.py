@@ -63,9 +63,7 @@ def keras_forward(path: Path, image: np.ndarray) -> np.ndarray:
         return x.mean((0, 1)) @ read("conv_preds", "kernel")[0, 0] + read("conv_preds", "bias")
 
 
-def write_keras(
-    path: Path, multiplier: int = 1, classes: int | None = None, whole_model: bool = False
-) -> None:
+def write_keras(path: Path, multiplier: int = 1, classes: int | None = None, whole_model: bool = False) -> None:
     """A random alpha 0.25 network in the layout of Keras Applications."""
     rng = np.random.default_rng(3)
     with h5py.File(path, "w") as file:
@@ -79,9 +77,7 @@ def write_keras(
 
         def norm(layer: str, channels: int) -> None:
             draws = {name: rng.uniform(0.5, 1.5, channels) for name in ("gamma", "moving_variance")}
-            write(
-                layer, beta=rng.normal(0.2, 0.2, channels), moving_mean=rng.normal(0, 0.1, channels), **draws
-            )
+            write(layer, beta=rng.normal(0.2, 0.2, channels), moving_mean=rng.normal(0, 0.1, channels), **draws)
 
         channels = 8
         write("conv1", kernel=rng.normal(0, 0.3, (3, 3, 3, 8)))
@@ -95,9 +91,7 @@ def write_keras(
             norm(f"conv_pw_{n}_bn", out)
             channels = out
         if classes:
-            write(
-                "conv_preds", kernel=rng.normal(0, 0.1, (1, 1, 256, classes)), bias=rng.normal(size=classes)
-            )
+            write("conv_preds", kernel=rng.normal(0, 0.1, (1, 1, 256, classes)), bias=rng.normal(size=classes))
 
 
 @torch.no_grad()

@@ -24,9 +24,7 @@ def weights_of(backbone: MobileNetV1, **settings: object) -> PretrainedWeights:
 
 
 def classifier(rows: int, features: int = 256) -> tuple[Tensor, Tensor]:
-    return torch.arange(rows * features, dtype=torch.float32).reshape(rows, features), torch.arange(
-        rows
-    ) + 0.5
+    return torch.arange(rows * features, dtype=torch.float32).reshape(rows, features), torch.arange(rows) + 0.5
 
 
 @pytest.fixture
@@ -35,9 +33,7 @@ def source() -> MobileNetV1:
     return MobileNetV1(0.25)
 
 
-def assert_refused(
-    message: str, backbone: MobileNetV1, weights: PretrainedWeights, *args: object, **kwargs: object
-):
+def assert_refused(message: str, backbone: MobileNetV1, weights: PretrainedWeights, *args: object, **kwargs: object):
     """The load fails with that line and leaves backbone and head as they were."""
     modules = [backbone, *(arg for arg in args if isinstance(arg, nn.Module))]
     before = [copy.deepcopy(module.state_dict()) for module in modules]

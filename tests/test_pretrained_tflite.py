@@ -109,9 +109,7 @@ def test_quantised_file_is_dequantised(tmp_path, pixels, number):
     stem = weights.state["stem.conv.weight"].numpy()
     np.testing.assert_allclose(stem.transpose(0, 2, 3, 1), stored["Conv2d_0"].real(), rtol=1e-6, atol=1e-9)
     depthwise = weights.state["blocks.4.depthwise.conv.weight"].numpy()
-    np.testing.assert_allclose(
-        depthwise[:, 0], stored["Conv2d_5_depthwise"].real()[0].transpose(2, 0, 1), rtol=1e-6
-    )
+    np.testing.assert_allclose(depthwise[:, 0], stored["Conv2d_5_depthwise"].real()[0].transpose(2, 0, 1), rtol=1e-6)
     assert np.abs(stem.transpose(0, 2, 3, 1) - units[0].weight).max() <= 0.51 * stored["Conv2d_0"].scale.max()
     bias = weights.state["blocks.12.pointwise.bn.bias"].numpy()
     np.testing.assert_allclose(bias, stored["Conv2d_13_pointwise/bias"].real(), rtol=1e-6)

@@ -169,9 +169,7 @@ def test_a_checkpoint_of_another_task_or_model_is_refused(tmp_path: Path, shapes
     make_image_folder(tmp_path / "images")
     with pytest.raises(UserError, match="detection run cannot resume a classification run"):
         train(
-            compose(
-                tmp_path / "other", "task=classification", f"data.root={tmp_path / 'images'}", f"ckpt_path={last}"
-            )
+            compose(tmp_path / "other", "task=classification", f"data.root={tmp_path / 'images'}", f"ckpt_path={last}")
         )
     with pytest.raises(UserError, match="trained with another model"):
         words = [*shapes_words(shapes_cache, 2), "head=ssdlite", f"ckpt_path={last}"]

@@ -10,9 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def python(code: str, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -168,9 +168,7 @@ def test_killed_generation_leaves_nothing_that_passes_for_whole(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_failed_generation_is_one_line_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_generation_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

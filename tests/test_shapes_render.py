@@ -37,9 +37,7 @@ def plain_scene(objects: tuple[SceneObject, ...], **changes: object) -> Scene:
     return Scene(**{**fields, **changes})
 
 
-def plain_object(
-    shape: str = "square", center: tuple[float, float] = (80.0, 60.0), **changes: object
-) -> SceneObject:
+def plain_object(shape: str = "square", center: tuple[float, float] = (80.0, 60.0), **changes: object) -> SceneObject:
     fields = {"size": 70.0, "stretch": 1.0, "angle": 0.0, "paint": flat(255, 255, 255)}
     return SceneObject(shape, center, **{**fields, **changes})
 

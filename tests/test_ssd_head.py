@@ -55,9 +55,7 @@ def test_costs_of_the_published_models(resolution, classes, alpha, lite, mult_ad
 @pytest.mark.parametrize("resolution", [32, 96, 160, 192, 224, 300, 320, (97, 201)])
 def test_one_output_per_default_box(resolution, padding):
     backbone = MobileNetV1(alpha=0.05, out_strides=(16, 32), padding=padding)
-    head = SSDHead(
-        backbone.feature_channels, backbone.feature_strides, 3, resolution, alpha=0.1, padding=padding
-    )
+    head = SSDHead(backbone.feature_channels, backbone.feature_strides, 3, resolution, alpha=0.1, padding=padding)
     head.eval()
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     outputs = head(backbone.eval()(torch.zeros(1, 3, height, width)))
@@ -75,9 +73,7 @@ def test_outputs_stand_in_the_order_of_the_default_boxes():
     # Channel 0 of each map holds the cell's own centre, so an output tells the cell that it comes from.
     for index in (0, 1):
         rows, columns = head.map_sizes[index]
-        centers = (torch.arange(rows)[:, None] + 0.5) * 96 / rows + (
-            torch.arange(columns) + 0.5
-        ) * 128 / columns
+        centers = (torch.arange(rows)[:, None] + 0.5) * 96 / rows + (torch.arange(columns) + 0.5) * 128 / columns
         maps[index][:, 0] = centers
     boxes = head.default_boxes
     offsets = head(maps)["box_offsets"][0]

@@ -21,9 +21,7 @@ def write_objects(root: Path, stem: str, objects: str) -> None:
 
 def test_one_based_corners_become_edges(tmp_path: Path):
     root = make_tiny_voc(tmp_path)
-    write_objects(
-        root, "2007_000000", voc_object("dog", (1, 1, 64, 48)) + voc_object("cat", (11, 21, 20, 40))
-    )
+    write_objects(root, "2007_000000", voc_object("dog", (1, 1, 64, 48)) + voc_object("cat", (11, 21, 20, 40)))
     boxes = module(root).index("train").objects(0)["boxes"]
     np.testing.assert_array_equal(boxes, [[0, 0, 64, 48], [10, 20, 20, 40]])
     boxes = module(root, one_based=False).index("train").objects(0)["boxes"]
@@ -134,9 +132,7 @@ def test_real_set_with_two_boxes_of_no_area(shared_data: Path):
         "test": 72,
     }
     skipped = [
-        report.findings["boxes of zero area skipped"].count
-        for report in data.reports().values()
-        if report.findings
+        report.findings["boxes of zero area skipped"].count for report in data.reports().values() if report.findings
     ]
     assert sum(skipped) == 2
     assert sum(report.num_boxes or 0 for report in data.reports().values()) == 4886

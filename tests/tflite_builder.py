@@ -195,9 +195,7 @@ def write_mobilenet(
             current = _dense(writer, unit, current, scope)
             break
         if logits:
-            pooled = activation(
-                f"{scope}Logits/AvgPool", (1, 1, 1, units[-1].weight.shape[-1]), 6 / 255, zero
-            )
+            pooled = activation(f"{scope}Logits/AvgPool", (1, 1, 1, units[-1].weight.shape[-1]), 6 / 255, zero)
             pool = {
                 "padding": VALID,
                 "strideW": size,
@@ -269,9 +267,7 @@ def _constants(
     axis = 3 if unit.depthwise else 0
     made = quantise_uint8(unit.weight) if kind == UINT8 else quantise_int8(unit.weight, axis)
     quantised[unit.name] = made
-    weight = writer.tensor(
-        names[0], unit.weight.shape, kind, made.stored, made.scale, made.zero_point, made.axis
-    )
+    weight = writer.tensor(names[0], unit.weight.shape, kind, made.stored, made.scale, made.zero_point, made.axis)
     bias_scale = (made.scale.astype(np.float64) * in_scale).astype(np.float32)
     stored = np.round(unit.bias / bias_scale).astype(np.int32)
     quantised[f"{unit.name}/bias"] = Quantised(stored, bias_scale, np.zeros(bias_scale.size, int))

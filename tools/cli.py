@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import re
 import sys
@@ -21,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnvision.errors import UserError
-from mnvision.runtime import tune_allocator
+from mnvision.runtime import tune_allocator, tune_threads
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Flags after which the words on the command line are no overrides of ours, or nothing is run.
@@ -79,6 +78,7 @@ def override_words(words: Sequence[str]) -> list[str]:
 
 def prepare_process() -> None:
     """Settings that must stand before the first tensor and the first import of albumentations."""
+    tune_threads()
     tune_allocator()
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     # Advice of Lightning's that does not apply: our loaders choose their workers and our samplers their ranks.
@@ -105,7 +105,7 @@ class _errors_for_people:  # noqa: N801
 
 def message_for_user(error: BaseException) -> str | None:
     """The one line that an error is for the user, or ``None`` where it is a bug of ours."""
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     for link in _chain(error):
         if isinstance(link, UserError):
@@ -159,7 +159,7 @@ def _first_of_sweep(word: str) -> str:
     override = OverridesParser.create().parse_override(word)
     if not override.is_sweep_override():
         return word
-    return f"{override.input_line.split('=', 1)[0]}={next(iter(override.sweep_string_iterator()))}"
+    return f"{word.split('=', 1)[0]}={next(iter(override.sweep_string_iterator()))}"
 
 
 def explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
@@ -179,6 +179,8 @@ def explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str
         return f"{group}={name}: there is no such choice; {hint}choices: {', '.join(choices)}"
     if found := re.search(r"You must specify '([\w/]+)'", text):
         group = found.group(1)
+        if (config_name, group) == ("evaluate", "task"):
+            return "nothing to evaluate: give checkpoint=FILE, or task=NAME backbone.pretrained=SOURCE"
         choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         return f"no {group} given; add {group}=NAME, one of {', '.join(choices)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -194,9 +196,7 @@ def nearest_keys(key: str, config_name: str, overrides: Sequence[str]) -> list[s
     by_path = get_close_matches(key, keys, n=3, cutoff=0.75)
     last = key.rsplit(".", 1)[-1]
     by_name = [k for k in keys if k.rsplit(".", 1)[-1] == last]
-    near_name = [
-        k for k in keys if get_close_matches(last, [k.rsplit(".", 1)[-1]], cutoff=0.8) and k not in by_name
-    ]
+    near_name = [k for k in keys if get_close_matches(last, [k.rsplit(".", 1)[-1]], cutoff=0.8) and k not in by_name]
     return list(dict.fromkeys([*by_path, *by_name, *near_name]))[:3]
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mnvision.errors import UserError
 from tools.cli import command
@@ -26,7 +25,7 @@ def fit(cfg: DictConfig) -> list[str]:
             raise UserError(f"output={cfg.output}: give a .yaml file, e.g. conf/head/my_set.yaml")
         base = "ssdlite" if config["lite"] else "ssd"
         with whole_file(cfg.output) as path:
-            path.write_text(yaml.safe_dump({"defaults": [base], "box_sizes": report.box_sizes}))
+            OmegaConf.save(OmegaConf.create({"defaults": [base], "box_sizes": report.box_sizes}), path)
         lines.append(f"head config: {cfg.output}")
     return lines
 

@@ -29,16 +29,14 @@ def main(cfg: DictConfig) -> None:
     from rich.console import Console
 
     from mnvision.errors import UserError
-    from mnvision.predict import load_predictor
-    from mnvision.predict_files import Options, predict_pictures
-    from mnvision.predict_inputs import is_video
-    from mnvision.predict_video import predict_video
+    from mnvision.prediction.folders import Options, predict_pictures
+    from mnvision.prediction.inputs import is_video
+    from mnvision.prediction.predictor import load_predictor
+    from mnvision.prediction.video import predict_video
 
     for key in PATHS:
         if not cfg[key]:
-            raise UserError(
-                f"no {key} given; tools/predict.py needs checkpoint=FILE input=PATH output=FOLDER"
-            )
+            raise UserError(f"no {key} given; tools/predict.py needs checkpoint=FILE input=PATH output=FOLDER")
     options = Options(
         output=Path(cfg.output).expanduser(),
         file_format=cfg.format,

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mnvision.build import locate
 from mnvision.callbacks.checkpoint_io import AtomicCheckpointIO
 from mnvision.checkpoints import Metadata, load_model
 from mnvision.errors import UserError
@@ -49,9 +50,7 @@ def build_data(cfg: DictConfig, stage: str) -> Any:
 def build_trainer(cfg: DictConfig, callbacks: list[Any]) -> pl.Trainer:
     """Lightning's trainer with checkpoints that are written whole or not at all."""
     loggers = build_all(cfg.logger)
-    return instantiate(
-        cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()]
-    )
+    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()])
 
 
 def train(cfg: DictConfig) -> pl.Trainer:
@@ -73,7 +72,7 @@ def train(cfg: DictConfig) -> pl.Trainer:
     trainer = build_trainer(cfg, build_all(cfg.callbacks))
     if 0 in (trainer.max_epochs, trainer.max_steps):
         raise UserError("nothing to train: trainer.max_epochs or trainer.max_steps is 0")
-    if trainer.is_global_zero and not trainer.fast_dev_run:
+    if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
         with whole_file(folder / "config.yaml") as path:
             OmegaConf.save(cfg, path, resolve=True)
     log.info(
@@ -89,9 +88,18 @@ def train(cfg: DictConfig) -> pl.Trainer:
 
 
 def _report_fit(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
-    if trainer.fast_dev_run:
+    if cfg.trainer.fast_dev_run:
         log.info("one batch of each loop ran; nothing was written")
         return
+    if trainer.is_global_zero and (folder / "metrics.csv").is_file():
+        from mnvision.figures import save_training_curves
+
+        save_training_curves(folder / "metrics.csv", folder / "figures" / "curves.png")
+    if not trainer.callback_metrics:
+        log.info(
+            "nothing was left to train: %d epochs are done; raise trainer.max_epochs or trainer.max_steps",
+            trainer.current_epoch,
+        )
     checkpoint = trainer.checkpoint_callback
     score = getattr(checkpoint, "best_model_score", None)
     if score is not None:
@@ -112,7 +120,9 @@ def _adjusted(config: dict[str, Any], given: list[str], cfg: DictConfig) -> dict
             name = key.removeprefix("decoder.")
             config["decoder"][name] = cfg.decoder[name]
         elif key.split(".")[0] in ("backbone", "head", "model"):
-            raise UserError(f"{key} cannot be changed for a trained checkpoint; leave it out")
+            stored = OmegaConf.select(OmegaConf.create(config), key.removeprefix("model."))
+            if stored is None or stored != OmegaConf.select(cfg, key):
+                raise UserError(f"{key} cannot be changed for a trained checkpoint; leave it out")
     return config
 
 
@@ -126,6 +136,12 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
             model, metadata = load_model(cfg.checkpoint, adjusted)
     else:
         model, metadata = compose_published_classifier(plain(cfg.model))
+    wanted = locate(cfg.model._target_).kind  # type: ignore[attr-defined]
+    if model.kind != wanted:
+        raise UserError(
+            f"{cfg.checkpoint or cfg.backbone.pretrained} is a {model.kind} model, but this task is {wanted}: "
+            f"leave out task=..., or give one of {model.kind}"
+        )
     cfg.backbone.resolution = model.backbone.resolution
     folder = Path(cfg.paths.output_dir)
     data = build_data(cfg, "validate" if cfg.split != "test" else "test")

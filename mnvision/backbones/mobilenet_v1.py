@@ -218,13 +218,9 @@ def _plan(blocks: Sequence[tuple[int, int]], alpha: float, output_stride: int) -
     return plan
 
 
-def _check_shape_options(
-    alpha: float, resolution: int, depth_multiplier: int, variant: str, in_channels: int
-) -> None:
+def _check_shape_options(alpha: float, resolution: int, depth_multiplier: int, variant: str, in_channels: int) -> None:
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
-        raise UserError(
-            f"alpha is {alpha!r}: give a width multiplier above 0, such as 1.0, 0.75, 0.5 or 0.25"
-        )
+        raise UserError(f"alpha is {alpha!r}: give a width multiplier above 0, such as 1.0, 0.75, 0.5 or 0.25")
     if variant not in VARIANTS:
         raise UserError(f"variant is {variant!r}: choose one of {', '.join(VARIANTS)}")
     counts = {"resolution": resolution, "depth_multiplier": depth_multiplier, "in_channels": in_channels}
@@ -232,9 +228,7 @@ def _check_shape_options(
         if type(count) is not int or count < 1:
             raise UserError(f"{name} is {count!r}: give a whole number of at least 1")
     if variant == "full_conv" and depth_multiplier != 1:
-        raise UserError(
-            f"depth_multiplier is {depth_multiplier}: variant full_conv has no depthwise layers, give 1"
-        )
+        raise UserError(f"depth_multiplier is {depth_multiplier}: variant full_conv has no depthwise layers, give 1")
 
 
 def _checked_strides(out_strides: Sequence[int], output_stride: int) -> list[int]:
@@ -243,9 +237,7 @@ def _checked_strides(out_strides: Sequence[int], output_stride: int) -> list[int
         raise UserError(f"output_stride is {output_stride!r}: choose one of 8, 16, 32")
     strides = sorted(out_strides)
     if not strides or len(set(strides)) != len(strides) or not set(strides) <= set(FEATURE_STRIDES):
-        raise UserError(
-            f"out_strides is {list(out_strides)}: give one or more different ones of 2, 4, 8, 16, 32"
-        )
+        raise UserError(f"out_strides is {list(out_strides)}: give one or more different ones of 2, 4, 8, 16, 32")
     if strides[-1] > output_stride:
         raise UserError(
             f"out_strides is {list(out_strides)}: output_stride {output_stride} leaves no map of stride "

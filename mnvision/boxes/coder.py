@@ -38,9 +38,7 @@ def encode_boxes(boxes: Tensor, default_boxes: Tensor, variances: tuple[float, f
     return torch.cat([shift, scale], dim=-1)
 
 
-def decode_boxes(
-    offsets: Tensor, default_boxes: Tensor, variances: tuple[float, float] = VARIANCES
-) -> Tensor:
+def decode_boxes(offsets: Tensor, default_boxes: Tensor, variances: tuple[float, float] = VARIANCES) -> Tensor:
     """Inverse of :func:`encode_boxes`, finite for any offsets that are not NaN.
 
     Args:

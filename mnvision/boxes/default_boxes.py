@@ -48,9 +48,7 @@ def ssd_box_sizes(
     if num_maps < 1:
         raise UserError(f"default boxes need at least one feature map, got {num_maps}")
     if not 0 < min_scale <= max_scale <= 1:
-        raise UserError(
-            f"scales must satisfy 0 < min_scale <= max_scale <= 1, got {min_scale} and {max_scale}"
-        )
+        raise UserError(f"scales must satisfy 0 < min_scale <= max_scale <= 1, got {min_scale} and {max_scale}")
     if not aspect_ratios or any(not (math.isfinite(ratio) and ratio > 0) for ratio in aspect_ratios):
         raise UserError(f"aspect_ratios must be positive numbers, at least one, got {list(aspect_ratios)}")
     step = (max_scale - min_scale) / max(num_maps - 1, 1)
@@ -75,23 +73,17 @@ def checked_box_sizes(box_sizes: Sequence[Sequence[Sequence[float]]], num_maps: 
         UserError: A wrong number of maps, an empty map, or a size that is not two numbers in (0, 4].
     """
     if len(box_sizes) != num_maps:
-        raise UserError(
-            f"box_sizes has {len(box_sizes)} maps but the head has {num_maps}: give one list per map"
-        )
+        raise UserError(f"box_sizes has {len(box_sizes)} maps but the head has {num_maps}: give one list per map")
     for index, sizes in enumerate(box_sizes):
         if not sizes:
             raise UserError(f"box_sizes[{index}] is empty: every feature map needs at least one default box")
         for size in sizes:
             if len(size) != 2 or not all(0 < side <= 4 for side in size):
-                raise UserError(
-                    f"box_sizes[{index}] holds {list(size)}: give (width, height) as fractions in (0, 4]"
-                )
+                raise UserError(f"box_sizes[{index}] holds {list(size)}: give (width, height) as fractions in (0, 4]")
     return [[(float(width), float(height)) for width, height in sizes] for sizes in box_sizes]
 
 
-def feature_map_sizes(
-    resolution: tuple[int, int], strides: Sequence[int], num_extra: int
-) -> list[tuple[int, int]]:
+def feature_map_sizes(resolution: tuple[int, int], strides: Sequence[int], num_extra: int) -> list[tuple[int, int]]:
     """Height and width of each feature map of an SSD: every stride and every extra layer rounds up.
 
     Args:

@@ -52,12 +52,8 @@ def best_possible_ious(boxes: FloatArray, default_boxes: FloatArray) -> NDArray[
     step = max(PAIRS_AT_ONCE // max(len(defaults), 1), 1)
     for start in range(0, len(truth), step):
         part = truth[start : start + step]
-        width = torch.minimum(part[:, 2, None], defaults[:, 2]) - torch.maximum(
-            part[:, 0, None], defaults[:, 0]
-        )
-        height = torch.minimum(part[:, 3, None], defaults[:, 3]) - torch.maximum(
-            part[:, 1, None], defaults[:, 1]
-        )
+        width = torch.minimum(part[:, 2, None], defaults[:, 2]) - torch.maximum(part[:, 0, None], defaults[:, 0])
+        height = torch.minimum(part[:, 3, None], defaults[:, 3]) - torch.maximum(part[:, 1, None], defaults[:, 1])
         intersection = width.clamp_(min=0).mul_(height.clamp_(min=0))
         area = (part[:, 2:] - part[:, :2]).prod(dim=1)
         union = (area[:, None] + default_area).sub_(intersection)
@@ -223,9 +219,7 @@ def search_scales(
 def _checked_sizes(sizes: FloatArray, count: int) -> NDArray[np.float64]:
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
-        raise UserError(
-            "default boxes can only be fitted to boxes whose width and height are positive numbers"
-        )
+        raise UserError("default boxes can only be fitted to boxes whose width and height are positive numbers")
     different = len(np.unique(sizes, axis=0))
     if not 1 <= count <= different:
         raise UserError(f"cannot fit {count} default box sizes to {different} different object sizes")

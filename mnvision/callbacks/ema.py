@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -35,7 +36,7 @@ class EMA(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Copy the model once, before weights are restored."""
         if stage == "fit":
-            self.averaged = deepcopy(pl_module.model).eval().requires_grad_(False)
+            self.averaged = deepcopy(_model(pl_module)).eval().requires_grad_(False)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -46,13 +47,13 @@ class EMA(pl.Callback):
         prefix = "model."
         state = checkpoint["state_dict"]
         raw = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        load_weights(self.averaged, checkpoint.get(EMA_KEY) or raw, trainer.ckpt_path or "checkpoint")
+        load_weights(self.averaged, checkpoint.get(EMA_KEY) or raw, Path(trainer.ckpt_path or "checkpoint"))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the average from now on."""
         assert self.averaged is not None
         self.averaged.to(pl_module.device)
-        pl_module.evaluate_with(self.averaged)
+        cast("Any", pl_module).evaluate_with(self.averaged)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on counting where a resumed run had come."""
@@ -67,7 +68,7 @@ class EMA(pl.Callback):
             return
         self._last_step = trainer.global_step
         decay = min(self.decay, (1 + self._last_step) / (10 + self._last_step))
-        ours, theirs = self.averaged.state_dict(), pl_module.model.state_dict()
+        ours, theirs = self.averaged.state_dict(), _model(pl_module).state_dict()
         floats = [key for key, value in ours.items() if value.is_floating_point()]
         averaged: list[Tensor] = [ours[key] for key in floats]
         torch._foreach_lerp_(averaged, [theirs[key] for key in floats], 1 - decay)
@@ -80,3 +81,7 @@ class EMA(pl.Callback):
         """Save the averaged weights beside the raw ones."""
         if self.averaged is not None:
             checkpoint[EMA_KEY] = self.averaged.state_dict()
+
+
+def _model(pl_module: pl.LightningModule) -> nn.Module:
+    return cast("nn.Module", pl_module.model)

@@ -41,15 +41,13 @@ Missing = Literal["error", "skip"]
 
 _LAYOUT = (
     "expected train2017/, val2017/ and annotations/instances_{train,val}2017.json as unpacked from "
-    "https://cocodataset.org/#download; for another layout give train_images, train_annotations, val_images "
-    "and val_annotations"
+    "https://cocodataset.org/#download; for another layout give data.train_images, "
+    "data.train_annotations, data.val_images and data.val_annotations"
 )
 
 
 @collection_paused()
-def read_coco(
-    annotation_file: str | Path, image_dir: str | Path, missing: Missing = "error"
-) -> DetectionIndex:
+def read_coco(annotation_file: str | Path, image_dir: str | Path, missing: Missing = "error") -> DetectionIndex:
     """Reads one split.
 
     Labels are given in rising order of the category ids, which may be any integers. Boxes that cannot be
@@ -80,9 +78,7 @@ def read_coco(
     kept = np.flatnonzero(usable)
     kept = kept[np.argsort(rows[kept], kind="stable")]
     crowd = crowd[kept]
-    found.add(
-        "crowd regions", [annotation_name(annotations, row) for row in kept[crowd][:5]], int(crowd.sum())
-    )
+    found.add("crowd regions", [annotation_name(annotations, row) for row in kept[crowd][:5]], int(crowd.sum()))
     report = DataReport(where, len(images), int((~crowd).sum()), found.findings())
     counts = np.bincount(rows[kept], minlength=len(images))
     return DetectionIndex(
@@ -254,7 +250,5 @@ def _sizes(images: Records, names: list[str], image_dir: Path, where: str) -> ND
         raise UserError(f"{where}: an image's width or height is not a number") from None
     bad = np.flatnonzero((array < 1).any(axis=1))
     if len(bad):
-        raise UserError(
-            f"{where}: width or height below 1 for image id {first_few([images[i]['id'] for i in bad])}"
-        )
+        raise UserError(f"{where}: width or height below 1 for image id {first_few([images[i]['id'] for i in bad])}")
     return array

@@ -42,9 +42,7 @@ def load_coco_json(path: Path) -> dict[str, Records]:
     for key in ("images", "annotations", "categories"):
         value = data.get(key)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise UserError(
-                f"{path} is not a COCO annotation file: '{key}' is missing or not a list of objects"
-            )
+            raise UserError(f"{path} is not a COCO annotation file: '{key}' is missing or not a list of objects")
         lists[key] = value
     return lists
 
@@ -112,9 +110,7 @@ def read_categories(categories: Records, where: str) -> tuple[tuple[int, ...], t
     check_unique(ids, "category id", where)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise UserError(
-            f"{where}: class name used by several categories: {first_few(repeated)}; merge or rename them"
-        )
+        raise UserError(f"{where}: class name used by several categories: {first_few(repeated)}; merge or rename them")
     order = np.argsort(ids)
     return tuple(ids[order].tolist()), tuple(names[row] for row in order)
 
@@ -190,9 +186,7 @@ def _parse(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
-def _positions(
-    wanted: NDArray[np.int64], ids: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _positions(wanted: NDArray[np.int64], ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Position of each wanted id in ``ids``, and whether it is there at all."""
     order = np.argsort(ids)
     slots = np.searchsorted(ids, wanted, sorter=order).clip(max=len(ids) - 1)

@@ -124,9 +124,7 @@ class DetectionDataModule(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[DetectionBatch]:
         """Augmented, shuffled :class:`~mnvision.types.DetectionBatch` es."""
-        dataset = DetectionDataset(
-            self.index("train"), self.resolution, self.augment, self.seed, self.reduced_decoding
-        )
+        dataset = DetectionDataset(self.index("train"), self.resolution, self.augment, self.seed, self.reduced_decoding)
         return train_loader(dataset, self.batch_size, self.num_workers, collate_detection, self.seed)
 
     @property

@@ -122,11 +122,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         part = (window.y1 - window.y0, window.x1 - window.x0)
         decoded = read_image(path, min_decode_size(size, part, resolution) if self.reduced_decoding else None)
         if decoded.size != size:
-            hint = (
-                ": it seems to be annotated without its Exif orientation"
-                if decoded.size == size[::-1]
-                else ""
-            )
+            hint = ": it seems to be annotated without its Exif orientation" if decoded.size == size[::-1] else ""
             raise UserError(
                 f"{path} is {decoded.size[1]}x{decoded.size[0]} but annotated as {size[1]}x{size[0]} "
                 f"(image id {self.index.image_ids[position]}){hint}; correct width, height and boxes there"
@@ -138,9 +134,7 @@ class DetectionDataset(Dataset[DetectionSample]):
     ) -> tuple[NDArray[np.uint8], ImageObjects]:
         """Four pictures, this one and three drawn from the set, around a random point of the result."""
         height, width = self.resolution
-        split_y, split_x = (
-            min(max(round(side * rng.uniform(0.3, 0.7)), 1), side - 1) for side in (height, width)
-        )
+        split_y, split_x = (min(max(round(side * rng.uniform(0.3, 0.7)), 1), side - 1) for side in (height, width))
         others = rng.integers(len(self.index), size=3).tolist()
         image = np.empty((height, width, 3), np.uint8)
         shown: list[ImageObjects] = []
@@ -150,9 +144,7 @@ class DetectionDataset(Dataset[DetectionSample]):
             tile, objects = self._random_window(place, augment, rng, (bottom - top, right - left))
             image[top:bottom, left:right] = tile
             shift = np.array([left, top, left, top], np.float32)
-            shown.append(
-                {"boxes": objects["boxes"] + shift, "labels": objects["labels"], "crowd": objects["crowd"]}
-            )
+            shown.append({"boxes": objects["boxes"] + shift, "labels": objects["labels"], "crowd": objects["crowd"]})
         return image, {
             "boxes": np.concatenate([objects["boxes"] for objects in shown]),
             "labels": np.concatenate([objects["labels"] for objects in shown]),

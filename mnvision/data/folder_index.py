@@ -43,9 +43,7 @@ class FolderIndex:
     def take(self, positions: NDArray[np.int64], part: str) -> FolderIndex:
         """Some of the images as an index of their own, called ``part`` in the report."""
         report = DataReport(f"{self.report.source} ({part})", len(positions), None, self.report.findings)
-        return FolderIndex(
-            self.folder, self.file_names[positions], self.labels[positions], self.class_folders, report
-        )
+        return FolderIndex(self.folder, self.file_names[positions], self.labels[positions], self.class_folders, report)
 
 
 def read_image_folder(folder: Path, class_folders: Sequence[str] | None = None) -> FolderIndex:
@@ -60,12 +58,8 @@ def read_image_folder(folder: Path, class_folders: Sequence[str] | None = None) 
             among ``class_folders``.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"image folder not found: {folder}; expected one folder per class, such as {folder}/cat"
-        )
-    present = sorted(
-        item.name for item in os.scandir(folder) if item.is_dir() and not item.name.startswith(".")
-    )
+        raise UserError(f"image folder not found: {folder}; expected one folder per class, such as {folder}/cat")
+    present = sorted(item.name for item in os.scandir(folder) if item.is_dir() and not item.name.startswith("."))
     if not present:
         raise UserError(f"{folder} has no class folders; expected one folder per class, such as {folder}/cat")
     unknown = sorted(set(present) - set(class_folders)) if class_folders is not None else []
@@ -103,9 +97,7 @@ def split_index(index: FolderIndex, val_fraction: float, seed: int) -> tuple[Fol
         val_parts.append(members[:count])
     val = np.sort(np.concatenate(val_parts))
     if not len(val):
-        raise UserError(
-            f"{index.report.source}: no class has two images, so nothing can be split off to validate on"
-        )
+        raise UserError(f"{index.report.source}: no class has two images, so nothing can be split off to validate on")
     train = np.setdiff1d(np.arange(len(index)), val)
     return index.take(train, "training part"), index.take(val, "validation part")
 

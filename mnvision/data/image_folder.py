@@ -186,18 +186,16 @@ class ImageFolderDataModule(pl.LightningDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Readable names by label."""
-        folders = self.index("train").class_folders
+        """Readable names by label, from the training split, or from the one that was read where that was not."""
+        folders = self._any_index().class_folders
         return (
-            list(folders)
-            if self.class_names_file is None
-            else read_class_names(Path(self.class_names_file), folders)
+            list(folders) if self.class_names_file is None else read_class_names(Path(self.class_names_file), folders)
         )
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return len(self.index("train").class_folders)
+        return len(self._any_index().class_folders)
 
     def reports(self) -> dict[str, DataReport]:
         """What was found in the splits read so far."""
@@ -234,19 +232,22 @@ class ImageFolderDataModule(pl.LightningDataModule):
         return eval_loader(dataset, self.eval_batch_size, self.num_workers, collate_classification)
 
     def _read(self, split: Split) -> None:
-        if split != "train" and not (split == "val" and self.val_fraction is not None):
-            name = self.dirs[split]
-            if name is None:
-                raise UserError(f"no {split} split: give data.{split}_dir")
-            index = read_image_folder(self.root / name, self.index("train").class_folders)
-            self._keep(split, index)
-            return
         if not self.root.is_dir():
             raise UserError(
                 f"data root not found: {self.root}; set data.root; expected "
                 f"{self.dirs['train']}/<class>/*.jpg and {self.dirs['val']}/<class>/*.jpg "
                 "below it (or data.val_fraction to split one folder)"
             )
+        if split != "train" and not (split == "val" and self.val_fraction is not None):
+            name = self.dirs[split]
+            if name is None:
+                raise UserError(f"no {split} split: give data.{split}_dir")
+            # A set to evaluate on needs no training folder, and need not wait until that is listed.
+            train = self._indices.get("train")
+            known = None if train is None else train.class_folders
+            self._keep(split, read_image_folder(self.root / name, known))
+            return
+        self._indices.clear()  # their labels may be other ones
         index = read_image_folder(self.root / str(self.dirs["train"]))
         if self.val_fraction is None:
             self._keep("train", index)
@@ -254,6 +255,9 @@ class ImageFolderDataModule(pl.LightningDataModule):
             train, val = split_index(index, self.val_fraction, self.seed)
             self._keep("train", train)
             self._keep("val", val)
+
+    def _any_index(self) -> FolderIndex:
+        return next(iter(self._indices.values())) if self._indices else self.index("train")
 
     def _keep(self, split: Split, index: FolderIndex) -> None:
         self._indices[split] = index

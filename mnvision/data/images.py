@@ -37,6 +37,7 @@ _REDUCED_RGB = {
 }
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
+_REMEDY = "fetch it again or take it out of the set"
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSING = range(5, 9)  # Exif orientations that swap height and width
 
@@ -112,8 +113,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             return (width, height) if turned else (height, width)
     except FileNotFoundError:
         raise UserError(f"image file not found: {path}") from None
+    except UnidentifiedImageError:
+        raise UserError(f"not an image, or of an unknown format: {path}; {_REMEDY}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the image header of {path}: {_one_line(error)}") from None
+        raise UserError(f"cannot read the image header of {path}: {_one_line(error)}; {_REMEDY}") from None
 
 
 def reduction(size: tuple[int, int], min_size: tuple[int, int]) -> int:
@@ -124,9 +127,7 @@ def reduction(size: tuple[int, int], min_size: tuple[int, int]) -> int:
     return 1
 
 
-def min_decode_size(
-    size: tuple[int, int], part: tuple[float, float], target: tuple[int, int]
-) -> tuple[int, int]:
+def min_decode_size(size: tuple[int, int], part: tuple[float, float], target: tuple[int, int]) -> tuple[int, int]:
     """Size a whole picture must be decoded to so that a part of it still has the pixels of its target.
 
     Args:
@@ -134,9 +135,7 @@ def min_decode_size(
         part: Height and width of the part that is used, in the picture's pixels.
         target: Height and width in pixels to which that part is resized.
     """
-    height, width = (
-        max(1, math.ceil(full * out / max(used, 1.0))) for full, used, out in zip(size, part, target)
-    )
+    height, width = (max(1, math.ceil(full * out / max(used, 1.0))) for full, used, out in zip(size, part, target))
     return height, width
 
 
@@ -148,7 +147,7 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     except OSError as error:
         raise UserError(f"cannot read image file {path}: {error.strerror or error}") from None
     if not data:
-        raise UserError(f"image file is empty: {path}; fetch it again or remove it from the data set")
+        raise UserError(f"image file is empty: {path}; {_REMEDY}")
     return data
 
 
@@ -159,17 +158,13 @@ def _check_complete(data: bytes, path: str | os.PathLike[str]) -> _JpegHeader | 
         header = _jpeg_header(data)
         # Bytes after the end marker are legal (phones append previews), and a thumbnail before the scan has
         # an end marker of its own: what counts is one after the start of the scan.
-        complete = header is not None and (
-            data.endswith(_JPEG_END) or data.rfind(_JPEG_END, header.scan_start) >= 0
-        )
+        complete = header is not None and (data.endswith(_JPEG_END) or data.rfind(_JPEG_END, header.scan_start) >= 0)
     elif data.startswith(_PNG_START):
         complete = data.endswith(_PNG_END) or _PNG_END in data
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         complete = len(data) >= 8 + int.from_bytes(data[4:8], "little")
     if not complete:
-        raise UserError(
-            f"image file is truncated: {path} ({len(data)} bytes); fetch it again or take it out of the set"
-        )
+        raise UserError(f"image file is truncated: {path} ({len(data)} bytes); {_REMEDY}")
     return header
 
 
@@ -237,9 +232,9 @@ def _decode_with_pillow(data: bytes, path: str | os.PathLike[str]) -> Pixels:
             pixels = np.asarray(image.convert("RGB"))
             tiff = image.format == "TIFF"
     except UnidentifiedImageError:
-        raise UserError(f"not an image, or of an unknown format: {path}") from None
+        raise UserError(f"not an image, or of an unknown format: {path}; {_REMEDY}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot decode image file {path}: {_one_line(error)}") from None
+        raise UserError(f"cannot decode image file {path}: {_one_line(error)}; {_REMEDY}") from None
     return pixels if tiff else _orient(pixels, orientation)
 
 

@@ -45,9 +45,7 @@ class TrainSampler(Sampler[SampleKey]):
         world_size: Number of processes; likewise.
     """
 
-    def __init__(
-        self, length: int, seed: int = 0, rank: int | None = None, world_size: int | None = None
-    ) -> None:
+    def __init__(self, length: int, seed: int = 0, rank: int | None = None, world_size: int | None = None) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
         self.rank, self.world_size = _process(rank, world_size)
 
@@ -71,19 +69,23 @@ class EvalSampler(Sampler[int]):
 
     Args:
         length: Number of samples in the data set.
-        rank: Number of this process; None asks ``torch.distributed``.
+        rank: Number of this process; None asks ``torch.distributed`` when the loader is used, since a loader may be
+            made before the processes are joined.
         world_size: Number of processes; likewise.
     """
 
     def __init__(self, length: int, rank: int | None = None, world_size: int | None = None) -> None:
-        self.rank, self.world_size = _process(rank, world_size)
-        self.positions = range(self.rank, length, self.world_size)
+        self.length, self.rank, self.world_size = length, rank, world_size
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.positions)
+        return iter(self._positions())
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return len(self._positions())
+
+    def _positions(self) -> range:
+        rank, world_size = _process(self.rank, self.world_size)
+        return range(rank, self.length, world_size)
 
 
 def sample_rng(seed: int, epoch: int, position: int) -> np.random.Generator:

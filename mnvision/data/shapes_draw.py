@@ -57,9 +57,7 @@ def detection_scene(seed: int, split: str, index: int, options: SceneOptions) ->
                 place = (width / 2, height / 2), size
             taken.append(place)
             objects.append(_draw_object(rng, shape, place[0], place[1], background))
-    occluders = [
-        _occluder(rng, item, background) for item in objects if rng.random() < options.occluded_fraction
-    ]
+    occluders = [_occluder(rng, item, background) for item in objects if rng.random() < options.occluded_fraction]
     return _finish(rng, height, width, background, objects, crowd, occluders)
 
 
@@ -146,9 +144,7 @@ def _overlap(first: Point, first_size: float, second: Point, second_size: float)
     return sides[0] * sides[1] / smaller**2
 
 
-def _draw_object(
-    rng: np.random.Generator, shape: str, center: Point, size: float, background: Paint
-) -> SceneObject:
+def _draw_object(rng: np.random.Generator, shape: str, center: Point, size: float, background: Paint) -> SceneObject:
     limit = math.radians(30) if shape.startswith("arrow") else math.pi
     return SceneObject(
         shape=shape,
@@ -185,13 +181,9 @@ def _occluder(rng: np.random.Generator, item: SceneObject, background: Paint) ->
         x, y = x + away * math.cos(turn), y + away * math.sin(turn)
         half = item.size * float(rng.uniform(0.6, 1.1))
         dx, dy = -math.sin(turn) * half, math.cos(turn) * half
-        return Distractor(
-            ((x - dx, y - dy), (x + dx, y + dy)), item.size * float(rng.uniform(0.1, 0.22)), paint
-        )
+        return Distractor(((x - dx, y - dy), (x + dx, y + dy)), item.size * float(rng.uniform(0.1, 0.22)), paint)
     away = item.size * float(rng.uniform(0.35, 0.55))
-    return Distractor(
-        _blob(rng, (x + away * math.cos(turn), y + away * math.sin(turn)), item.size * 0.3), 0.0, paint
-    )
+    return Distractor(_blob(rng, (x + away * math.cos(turn), y + away * math.sin(turn)), item.size * 0.3), 0.0, paint)
 
 
 def _clutter(rng: np.random.Generator, height: int, width: int) -> Distractor:
@@ -218,8 +210,7 @@ def _blob(rng: np.random.Generator, center: Point, radius: float) -> tuple[Point
     angles = 2 * math.pi * (np.arange(count) + rng.uniform(-0.35, 0.35, count)) / count
     radii = radius * rng.uniform(0.35, 1.0, count)
     return tuple(
-        (float(center[0] + r * math.cos(a)), float(center[1] + r * math.sin(a)))
-        for a, r in zip(angles, radii)
+        (float(center[0] + r * math.cos(a)), float(center[1] + r * math.sin(a))) for a, r in zip(angles, radii)
     )
 
 

@@ -78,8 +78,7 @@ def render_scene(scene: Scene) -> Rendered:
     for item in scene.occluders:
         _lay(canvas, owner, 0, distractor_patch(item), item.paint, item.points[0])
     found = [
-        _instance(owner == number + 2, item.shape, totals[number], False)
-        for number, item in enumerate(scene.objects)
+        _instance(owner == number + 2, item.shape, totals[number], False) for number, item in enumerate(scene.objects)
     ]
     if scene.crowd:
         found.append(_instance(owner == 1, scene.crowd[0].shape, crowd_total, True))
@@ -112,9 +111,7 @@ def contours_of(shape: str) -> tuple[NDArray[np.float64], ...]:
     triangle = _regular(3)
     notch = np.array([(0.2, 0.5), (0.2, 0.0), (-0.2, 0.0), (-0.2, 0.5)]) * math.sqrt(2)
     corners = np.array([(-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5), (0.5, 0.5)]) * math.sqrt(2)
-    arrow = np.array(
-        [(0, -1), (0.7, -0.2), (0.27, -0.2), (0.27, 0.9), (-0.27, 0.9), (-0.27, -0.2), (-0.7, -0.2)]
-    )
+    arrow = np.array([(0, -1), (0.7, -0.2), (0.27, -0.2), (0.27, 0.9), (-0.27, 0.9), (-0.27, -0.2), (-0.7, -0.2)])
     contours = {
         "disc": [_circle(1.0)],
         "ring": [_circle(1.0), _circle(0.55)],

@@ -27,9 +27,7 @@ STALE_SECONDS = 3600
 logger = logging.getLogger(__name__)
 
 
-def shapes_job(
-    num_train: int = 2000, num_val: int = 400, seed: int = 0, options: SceneOptions | None = None
-) -> Job:
+def shapes_job(num_train: int = 2000, num_val: int = 400, seed: int = 0, options: SceneOptions | None = None) -> Job:
     """Return the checked description of a detection set.
 
     Raises:
@@ -46,9 +44,7 @@ def shapes_classes_job(
     Raises:
         UserError: A split is empty or the seed is negative.
     """
-    return _checked(
-        Job("classes", num_train, num_val, seed, options or SceneOptions(min_side=128, max_side=256))
-    )
+    return _checked(Job("classes", num_train, num_val, seed, options or SceneOptions(min_side=128, max_side=256)))
 
 
 def shapes_folder(root: str | Path, job: Job) -> Path:
@@ -104,9 +100,7 @@ def _is_whole(folder: Path) -> bool:
     if (folder / MANIFEST).is_file():
         return True
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"shapes: {folder} lacks {MANIFEST}, so it is not a whole data set; delete that folder"
-        )
+        raise UserError(f"shapes: {folder} lacks {MANIFEST}, so it is not a whole data set; delete that folder")
     return False
 
 
@@ -206,7 +200,6 @@ def _coco(records: list[dict[str, Any]], split: str, job: Job) -> dict[str, Any]
         "images": [record["image"] for record in own],
         "annotations": [{"id": number, **item} for number, item in enumerate(annotations, start=1)],
         "categories": [
-            {"id": category, "name": name, "supercategory": "shape"}
-            for category, name in zip(CATEGORY_IDS, SHAPES)
+            {"id": category, "name": name, "supercategory": "shape"} for category, name in zip(CATEGORY_IDS, SHAPES)
         ],
     }

@@ -6,6 +6,7 @@ first and the last pixel of an object; here a box's edges are ``xmin - 1, ymin -
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -89,9 +90,7 @@ def index_voc(
         UserError: An object's class is not among ``class_names``.
     """
     labels_by_name, found = {name: label for label, name in enumerate(class_names)}, FindingCounter()
-    unknown = {
-        item.name: image.stem for image in images for item in image.objects if item.name not in labels_by_name
-    }
+    unknown = {item.name: image.stem for image in images for item in image.objects if item.name not in labels_by_name}
     if unknown:
         raise UserError(
             f"{source}: classes that the training split does not have: {first_few(sorted(unknown))} "
@@ -232,7 +231,7 @@ def _read_xml(root: Path, stem: str, file_name: str, one_based: bool) -> VocImag
         raise UserError(f"annotation file not found: {path}; every image of a split needs one") from None
     except (ElementTree.ParseError, OSError, ValueError) as error:
         raise UserError(f"{path} is not readable XML: {error}") from None
-    height, width = (int(_number(tree, f"size/{side}", path, 0.0)) for side in ("height", "width"))
+    height, width = (_side(tree, f"size/{side}", path) for side in ("height", "width"))
     if height < 1 or width < 1:
         height, width = image_size(root / "JPEGImages" / file_name)
     return VocImage(
@@ -262,9 +261,14 @@ def _number(node: ElementTree.Element, where: str, path: Path, default: float | 
     try:
         return float(text or "")
     except ValueError:
-        raise UserError(
-            f"{path}: {where} is {'missing' if text is None else f'{text!r}, not a number'}"
-        ) from None
+        raise UserError(f"{path}: {where} is {'missing' if text is None else f'{text!r}, not a number'}") from None
+
+
+def _side(node: ElementTree.Element, where: str, path: Path) -> int:
+    value = _number(node, where, path, 0.0)
+    if not math.isfinite(value):
+        raise UserError(f"{path}: {where} is {value}; give it in pixels, or leave it out")
+    return int(value)
 
 
 def _image_ids(images: Sequence[VocImage]) -> NDArray[np.int64]:

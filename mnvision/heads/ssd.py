@@ -108,9 +108,7 @@ class SSDHead(nn.Module):
     ) -> None:
         super().__init__()
         self.resolution = _height_width(resolution)
-        _check_arguments(
-            in_channels, in_strides, num_classes, alpha, extra_channels, kernel_size, class_prior
-        )
+        _check_arguments(in_channels, in_strides, num_classes, alpha, extra_channels, kernel_size, class_prior)
         self.num_classes = num_classes
         num_maps = len(in_channels) + len(extra_channels)
         if box_sizes is None:
@@ -166,9 +164,10 @@ class SSDHead(nn.Module):
         expected = self.map_sizes[: len(self.map_sizes) - len(self.extras)]
         found = [(m.shape[2], m.shape[3]) for m in maps]
         if found != expected:
+            height, width = self.resolution
             raise UserError(
-                f"the SSD head was built for {self.resolution[0]} x {self.resolution[1]} px with feature maps "
-                f"of {expected}, got {found}: resize the images or build the model for their size"
+                f"the SSD head for {height} x {width} px needs feature maps of {expected}, got {found}: "
+                "resize the images or build the model for their size"
             )
         if self.training and maps[0].shape[0] == 1 and (1, 1) in self.map_sizes:
             raise UserError(
@@ -204,9 +203,7 @@ def _check_arguments(
             f"got channels {list(in_channels)} and strides {list(in_strides)}"
         )
     if any(number < 1 for number in [*in_channels, *in_strides, *extra_channels, num_classes]):
-        raise UserError(
-            "in_channels, in_strides, extra_channels and num_classes of the SSD head must be 1 or more"
-        )
+        raise UserError("in_channels, in_strides, extra_channels and num_classes of the SSD head must be 1 or more")
     if not (math.isfinite(alpha) and alpha > 0):
         raise UserError(f"alpha of the SSD head must be above 0, got {alpha}")
     if kernel_size < 1 or kernel_size % 2 == 0:

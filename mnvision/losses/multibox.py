@@ -93,9 +93,7 @@ class MultiBoxLoss(nn.Module):
         self.focal_gamma = focal_gamma
         self.iou_threshold = iou_threshold
 
-    def forward(
-        self, outputs: SSDOutputs, targets: DetectionTargets, default_boxes: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, outputs: SSDOutputs, targets: DetectionTargets, default_boxes: Tensor) -> dict[str, Tensor]:
         """Loss of one batch.
 
         Args:
@@ -161,9 +159,7 @@ class MultiBoxLoss(nn.Module):
         wanted = (self.neg_pos_ratio * (matched >= 0).sum(dim=1)).floor().long().clamp(min=self.min_negatives)
         wanted = torch.minimum(wanted, negative.sum(dim=1))
         order = loss.masked_fill(~negative, -math.inf).topk(int(wanted.max()), dim=1).indices
-        image, rank = (torch.arange(order.shape[1], device=order.device) < wanted[:, None]).nonzero(
-            as_tuple=True
-        )
+        image, rank = (torch.arange(order.shape[1], device=order.device) < wanted[:, None]).nonzero(as_tuple=True)
         return image, order[image, rank]
 
     def _focal_loss(

@@ -112,9 +112,7 @@ class ClassificationEvaluator:
         """
         classes = len(self.class_names)
         if logits.ndim != 2 or logits.shape[1] != classes:
-            raise UserError(
-                f"logits have shape {tuple(logits.shape)}; expected (B, {classes}), one per class"
-            )
+            raise UserError(f"logits have shape {tuple(logits.shape)}; expected (B, {classes}), one per class")
         if labels.shape != logits.shape[:1] or indices.shape != logits.shape[:1]:
             raise UserError(
                 f"{len(logits)} logit rows, {len(labels)} labels, {len(indices)} indices; give one per sample"

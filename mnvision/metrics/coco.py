@@ -72,9 +72,7 @@ class CocoEvaluator:
         """``(I,)`` int64, the images given so far, ascending."""
         return np.array(sorted(self._seen), np.int64)
 
-    def update(
-        self, image_ids: Tensor | Sequence[int], detections: Detections, category_ids: Sequence[int]
-    ) -> None:
+    def update(self, image_ids: Tensor | Sequence[int], detections: Detections, category_ids: Sequence[int]) -> None:
         """Add the detections of a batch.
 
         Args:
@@ -87,13 +85,9 @@ class CocoEvaluator:
             UserError: An image or label is unknown, or a box or score is not finite.
         """
         ids = torch.as_tensor(image_ids).cpu().numpy().astype(np.int64)
-        labels, scores, corners = (
-            detections[name].detach().cpu().numpy() for name in ("labels", "scores", "boxes")
-        )
+        labels, scores, corners = (detections[name].detach().cpu().numpy() for name in ("labels", "scores", "boxes"))
         if len(ids) != len(labels):
-            raise UserError(
-                f"{len(ids)} image ids for the detections of {len(labels)} images; give one per image"
-            )
+            raise UserError(f"{len(ids)} image ids for the detections of {len(labels)} images; give one per image")
         rows, columns = np.nonzero(labels >= 0)
         chosen = labels[rows, columns]
         if len(chosen) and chosen.max() >= len(category_ids):
@@ -134,9 +128,7 @@ class CocoEvaluator:
     def _check(self, results: CocoResults, image_ids: NDArray[np.int64]) -> None:
         unknown = np.setdiff1d(np.concatenate([image_ids, results.image_ids]), self.truth.image_ids)
         if len(unknown):
-            raise UserError(
-                f"image id {unknown[0]} is not in the ground truth; evaluate against the split's own file"
-            )
+            raise UserError(f"image id {unknown[0]} is not in the ground truth; evaluate against the split's own file")
         wrong = ~np.isfinite(results.boxes).all(axis=1) | ~np.isfinite(results.scores)
         wrong |= (results.boxes[:, 2:] < 0).any(axis=1)
         if wrong.any():

@@ -56,8 +56,7 @@ class CocoGroundTruth:
             "images": [{"id": image} for image in self.image_ids.tolist()],
             "annotations": [dict(zip(names, row)) for row in columns],
             "categories": [
-                {"id": category, "name": name}
-                for category, name in zip(self.category_ids.tolist(), self.class_names)
+                {"id": category, "name": name} for category, name in zip(self.category_ids.tolist(), self.class_names)
             ],
         }
 
@@ -112,9 +111,7 @@ def _unique_ids(content: Mapping[str, Any], section: str) -> list[int]:
         ids.append(value)
     if len(set(ids)) != len(ids):
         values, counts = np.unique(np.array(ids, np.int64), return_counts=True)
-        raise UserError(
-            f"ground truth, {section}: id {values[counts > 1][0]} occurs twice; ids must be unique"
-        )
+        raise UserError(f"ground truth, {section}: id {values[counts > 1][0]} occurs twice; ids must be unique")
     return ids
 
 
@@ -131,9 +128,7 @@ def _boxes(annotations: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
         try:
             row[:] = np.asarray(box, np.float64).reshape(4)
         except (TypeError, ValueError) as error:
-            raise UserError(
-                f"ground truth, annotation {annotation['id']}: bbox is not four numbers"
-            ) from error
+            raise UserError(f"ground truth, annotation {annotation['id']}: bbox is not four numbers") from error
     _refuse_not_finite(boxes.sum(axis=1), annotations, "bbox")
     return boxes
 
@@ -149,9 +144,7 @@ def _areas(annotations: Sequence[Mapping[str, Any]], boxes: NDArray[np.float64])
     return areas
 
 
-def _refuse_not_finite(
-    values: NDArray[np.float64], annotations: Sequence[Mapping[str, Any]], field: str
-) -> None:
+def _refuse_not_finite(values: NDArray[np.float64], annotations: Sequence[Mapping[str, Any]], field: str) -> None:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise UserError(f"ground truth, annotation {annotations[bad[0]]['id']}: {field} is not finite")
@@ -160,6 +153,5 @@ def _refuse_not_finite(
 def _unique_names(categories: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     names = [str(category.get("name", category["id"])) for category in categories]
     return tuple(
-        f"{name} (id {category['id']})" if names.count(name) > 1 else name
-        for name, category in zip(names, categories)
+        f"{name} (id {category['id']})" if names.count(name) > 1 else name for name, category in zip(names, categories)
     )

@@ -129,11 +129,7 @@ def _overlapping_pairs(
 ) -> _Pairs:
     pairs = _Pairs([], [], [], [])
     common = np.intersect1d(key, truth_key)
-    edges = [
-        np.searchsorted(keys, common, side).tolist()
-        for keys in (key, truth_key)
-        for side in ("left", "right")
-    ]
+    edges = [np.searchsorted(keys, common, side).tolist() for keys in (key, truth_key) for side in ("left", "right")]
     crowd_flags = crowd.astype(np.uint8)
     for first, last, truth_first, truth_last in zip(*edges):
         # The C function of pycocotools itself: written again, its last bit could differ on some machine.

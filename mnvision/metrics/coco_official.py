@@ -29,9 +29,7 @@ def official_tables(truth: CocoGroundTruth, results: CocoResults, image_ids: NDA
     """
     content = truth.as_dict()
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(
-            _coco(content), _coco({**content, "annotations": _as_annotations(results)}), "bbox"
-        )
+        evaluation = COCOeval(_coco(content), _coco({**content, "annotations": _as_annotations(results)}), "bbox")
         evaluation.params.imgIds = image_ids.tolist()
         evaluation.evaluate()
         evaluation.accumulate()

@@ -51,9 +51,7 @@ def confusion_matrix(
         ious = np.zeros((len(detections), len(objects)))
         if ious.size:
             ious = coco_mask.iou(results.boxes[detections], truth.boxes[objects], crowd.astype(np.uint8))
-        true, predicted = _pair_classes(
-            ious, predicted_labels[detections], truth_labels[objects], crowd, background
-        )
+        true, predicted = _pair_classes(ious, predicted_labels[detections], truth_labels[objects], crowd, background)
         np.add.at(matrix, (true, predicted), 1)
     return matrix
 
@@ -81,9 +79,7 @@ def _pair_classes(
     rest = np.where(reaching, ious, 0.0)[np.ix_(open_rows, open_columns)]
     pairs += [(int(open_rows[row]), int(open_columns[column])) for row, column in _greedy(rest)]
     in_crowd = (same & crowd & (ious >= _MIN_IOU)).any(axis=1)
-    alarms = [
-        row for row in set(range(len(predicted))).difference(row for row, _ in pairs) if not in_crowd[row]
-    ]
+    alarms = [row for row in set(range(len(predicted))).difference(row for row, _ in pairs) if not in_crowd[row]]
     misses = set(np.flatnonzero(~crowd).tolist()).difference(column for _, column in pairs)
     rows = [(int(true[column]), int(predicted[row])) for row, column in pairs]
     rows += [(background, int(predicted[row])) for row in alarms]

@@ -107,9 +107,7 @@ def make_classification_augment(value: bool | Mapping[str, Any]) -> Classificati
     return ClassificationAugment() if value else None
 
 
-def center_crop_window(
-    size: tuple[int, int], resolution: tuple[int, int], crop: float = CENTRAL_CROP
-) -> Window:
+def center_crop_window(size: tuple[int, int], resolution: tuple[int, int], crop: float = CENTRAL_CROP) -> Window:
     """The central part of a picture that evaluation and prediction show.
 
     The largest central part with the resolution's proportions is shrunk to ``crop`` of its sides: the same as

@@ -79,9 +79,7 @@ class DetectionAugment:
         self.crop, self.crop_min_ious = crop, tuple(crop_min_ious)
         self.crop_scale, self.crop_aspect = (crop_scale[0], crop_scale[1]), (crop_aspect[0], crop_aspect[1])
         self.mosaic, self.min_size = mosaic, min_size
-        self._pixels = albumentations.Compose(
-            [PhotometricDistort(brightness, contrast, saturation, hue), *extra]
-        )
+        self._pixels = albumentations.Compose([PhotometricDistort(brightness, contrast, saturation, hue), *extra])
 
     def window(self, rng: np.random.Generator, size: tuple[int, int], boxes: NDArray[np.float32]) -> Window:
         """Draws what is shown of a picture.
@@ -95,9 +93,7 @@ class DetectionAugment:
         if rng.random() < self.zoom_out:
             window = windows.zoom_out(rng, window, self.max_zoom_out)
         if rng.random() < self.crop:
-            window = windows.crop_by_iou(
-                rng, window, boxes, self.crop_min_ious, self.crop_scale, self.crop_aspect
-            )
+            window = windows.crop_by_iou(rng, window, boxes, self.crop_min_ious, self.crop_scale, self.crop_aspect)
         return window._replace(flip=bool(rng.random() < self.flip))
 
     def distort(self, rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -38,10 +38,6 @@ def as_resolution(value: int | tuple[int, int] | list[int], name: str = "resolut
         UserError: A side is not a whole number of at least 1.
     """
     sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(sides) != 2 or any(
-        not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides
-    ):
-        raise UserError(
-            f"{name} must be a whole number of pixels >= 1, or a pair (height, width), got {value!r}"
-        )
+    if len(sides) != 2 or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides):
+        raise UserError(f"{name} must be a whole number of pixels >= 1, or a pair (height, width), got {value!r}")
     return sides[0], sides[1]

@@ -161,9 +161,7 @@ def centres_inside(boxes: NDArray[np.float32], window: Window) -> NDArray[np.boo
     return np.asarray((x > window.x0) & (x < window.x1) & (y > window.y0) & (y < window.y1))
 
 
-def _shows_an_object(
-    parts: NDArray[np.float64], boxes: NDArray[np.float32], min_iou: float
-) -> NDArray[np.bool_]:
+def _shows_an_object(parts: NDArray[np.float64], boxes: NDArray[np.float32], min_iou: float) -> NDArray[np.bool_]:
     """Which parts ``(T, 4)`` hold the centre of a box ``(N, 4)`` that they overlap by ``min_iou``."""
     corners, boxes = parts[:, None, :], boxes.astype(np.float64)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -176,9 +174,7 @@ def _shows_an_object(
     return np.asarray((inside & (iou >= min_iou)).any(axis=1))
 
 
-def _axis(
-    start: float, end: float, original: int, decoded: int, out: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def _axis(start: float, end: float, original: int, decoded: int, out: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Whole pixels of the decoded picture and of the result that show each other, along one axis.
 
     An edge of the window inside the picture is rounded to a pixel of the picture and fills the result to its

@@ -101,9 +101,7 @@ def _check(url: str, path: Path, signature: bytes, sha256: str | None) -> None:
         if file.read(len(signature)) != signature:
             raise UserError(f"{url}: what the server sent is not such a file: try again later")
     if sha256 is not None and _sha256(path) != sha256:
-        raise UserError(
-            f"{url}: the download has another checksum than the published {sha256}: try again later"
-        )
+        raise UserError(f"{url}: the download has another checksum than the published {sha256}: try again later")
 
 
 def _sha256(path: Path) -> str:

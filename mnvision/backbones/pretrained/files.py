@@ -125,9 +125,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             names = file.keys()
             state = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: damaged or truncated safetensors file ({str(error).splitlines()[0]})"
-        ) from error
+        raise UserError(f"{path}: damaged or truncated safetensors file ({str(error).splitlines()[0]})") from error
     try:
         known = json.loads(metadata.get(KEY, "{}"))
     except json.JSONDecodeError as error:
@@ -181,9 +179,7 @@ def _constructor_defaults() -> dict[str, Any]:
     return {name: parameters[name].default for name in SETTINGS}
 
 
-def _ours(
-    path: Path, source: str, state: Mapping[str, Tensor], known: Mapping[str, Any]
-) -> PretrainedWeights:
+def _ours(path: Path, source: str, state: Mapping[str, Tensor], known: Mapping[str, Any]) -> PretrainedWeights:
     prefix = next((prefix for prefix in PREFIXES if f"{prefix}stem.conv.weight" in state), None)
     if prefix is None:
         raise UserError(

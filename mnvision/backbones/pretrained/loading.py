@@ -104,9 +104,7 @@ def backbone_settings(backbone: MobileNetV1) -> dict[str, object]:
     }
 
 
-def _within_reach(
-    backbone: MobileNetV1, state: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _within_reach(backbone: MobileNetV1, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The state without the blocks that the backbone does not build because no map of theirs is asked for."""
     indices = {name: int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
     beyond = tuple(name for name, index in indices.items() if index >= len(backbone.blocks))
@@ -130,8 +128,7 @@ def _check_state(backbone: MobileNetV1, weights: PretrainedWeights, state: Mappi
     parts = [f"missing {', '.join(grouped(missing, own))}"] if missing else []
     parts += [f"unexpected {', '.join(grouped(unexpected, state))}"] if unexpected else []
     parts += [
-        f"{name} is {tuple(state[name].shape)} where the backbone has {tuple(own[name].shape)}"
-        for name in shapes
+        f"{name} is {tuple(state[name].shape)} where the backbone has {tuple(own[name].shape)}" for name in shapes
     ]
     raise UserError(f"weights of {weights.source} do not fit the backbone: {'; '.join(parts)}")
 
@@ -150,17 +147,13 @@ def _settings(backbone: MobileNetV1) -> dict[str, str]:
 
 def _geometry_overrides(backbone: MobileNetV1, weights: PretrainedWeights) -> list[str]:
     own = _geometry(backbone)
-    return [
-        f"backbone.{name}={getattr(weights, name)}" for name in own if getattr(weights, name) != own[name]
-    ]
+    return [f"backbone.{name}={getattr(weights, name)}" for name in own if getattr(weights, name) != own[name]]
 
 
 def _setting_overrides(backbone: MobileNetV1, weights: PretrainedWeights) -> list[str]:
     own = _settings(backbone)
     return [
-        f"backbone.{name}={getattr(weights, name)}"
-        for name in own
-        if getattr(weights, name) not in (None, own[name])
+        f"backbone.{name}={getattr(weights, name)}" for name in own if getattr(weights, name) not in (None, own[name])
     ]
 
 
@@ -186,9 +179,7 @@ def _compare_settings(backbone: MobileNetV1, weights: PretrainedWeights, require
     return tuple(notes)
 
 
-def _absorb_eps(
-    backbone: MobileNetV1, weights: PretrainedWeights, state: dict[str, Tensor]
-) -> tuple[str, ...]:
+def _absorb_eps(backbone: MobileNetV1, weights: PretrainedWeights, state: dict[str, Tensor]) -> tuple[str, ...]:
     """Rescale gamma so that ``gamma / sqrt(var + eps)`` stays the same under the backbone's ``eps``."""
     own = backbone.stem.bn.eps
     if weights.bn_eps is None or weights.bn_eps == own:

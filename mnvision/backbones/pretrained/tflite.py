@@ -132,9 +132,7 @@ def _by_graph(graph: Graph, layers: list[Layer]) -> dict[str, Layer]:
     return units
 
 
-def _next(
-    graph: Graph, by_op: dict[int, Layer], layer: Layer, kind: int, kernel: tuple[int, int]
-) -> Layer | None:
+def _next(graph: Graph, by_op: dict[int, Layer], layer: Layer, kind: int, kernel: tuple[int, int]) -> Layer | None:
     found = [by_op[op] for op, _ in graph.reached(layer.output, BETWEEN_LAYERS) if op in by_op]
     found = [other for other in found if other.kind == kind and other.weight.shape[2:] == kernel]
     return found[0] if len(found) == 1 else None

@@ -115,9 +115,7 @@ class Graph:
             widened = made_by is not None and self.kind(made_by) == DEQUANTIZE
             return self.constant(int(self.ops[made_by].inputs[0])) if widened else None
         if info.type not in TYPES:
-            raise UserError(
-                f"{self.path}: tensor {self.name(tensor)} has a number type this reader does not know"
-            )
+            raise UserError(f"{self.path}: tensor {self.name(tensor)} has a number type this reader does not know")
         values = np.asarray(data, dtype=np.uint8).view(TYPES[info.type]).reshape(_indices(info.shape))
         scale, zero_point, axis = self.quantization(tensor)
         if scale is None:
@@ -192,9 +190,7 @@ def _unpacked(path: Path) -> Any:
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_litert.schema_py_generated import ModelT
     except ImportError:
-        raise UserError(
-            f"{path}: reading .tflite files needs ai-edge-litert: pip install mnvision[tflite]"
-        ) from None
+        raise UserError(f"{path}: reading .tflite files needs ai-edge-litert: pip install mnvision[tflite]") from None
     content = path.read_bytes()
     try:
         Interpreter(model_content=content)

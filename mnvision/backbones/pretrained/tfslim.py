@@ -70,6 +70,4 @@ def _tflite_in(archive: Path) -> bytes:
                     return content
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise UserError(f"{archive}: damaged archive ({error}): delete it and run again") from error
-    raise UserError(
-        f"{archive}: expected one .tflite file in it, found {len(members)}: delete it and run again"
-    )
+    raise UserError(f"{archive}: expected one .tflite file in it, found {len(members)}: delete it and run again")

@@ -22,9 +22,7 @@ from mnvision.errors import UserError
 
 BN_EPS = 1e-5
 STAGE_DEPTHS = (1, 2, 2, 6, 2)
-BLOCK_NAMES = tuple(
-    f"blocks.{stage}.{index}" for stage, depth in enumerate(STAGE_DEPTHS) for index in range(depth)
-)
+BLOCK_NAMES = tuple(f"blocks.{stage}.{index}" for stage, depth in enumerate(STAGE_DEPTHS) for index in range(depth))
 # Layers within a block, and those before the blocks: timm's name, ours.
 BLOCK_LAYERS = {
     "conv_dw": "depthwise.conv",
@@ -108,9 +106,7 @@ def read_timm(source: str, cache_dir: Path | None = None) -> PretrainedWeights:
     name = source.removeprefix("timm/")
     offered = timm.list_models("mobilenetv1_*", pretrained=True)
     if name not in offered:
-        raise UserError(
-            f"{source}: no such weights; timm has {', '.join(f'timm/{entry}' for entry in offered)}"
-        )
+        raise UserError(f"{source}: no such weights; timm has {', '.join(f'timm/{entry}' for entry in offered)}")
     if name.startswith("mobilenetv1_100h."):
         raise UserError(f"{source}: {WITH_CONV_HEAD}")
     config = timm.get_pretrained_cfg(name)

@@ -84,15 +84,10 @@ def make_weights(source: str, state: Mapping[str, Tensor], **settings: Any) -> P
             or a weight is not a finite number.
     """
     alpha, depth_multiplier, variant = infer_geometry(state, source)
-    full = {
-        name: tensor if name.endswith("num_batches_tracked") else tensor.float()
-        for name, tensor in state.items()
-    }
+    full = {name: tensor if name.endswith("num_batches_tracked") else tensor.float() for name, tensor in state.items()}
     for name in state:
         if name.endswith(".bn.running_var"):
-            full.setdefault(
-                name.replace("running_var", "num_batches_tracked"), torch.zeros((), dtype=torch.int64)
-            )
+            full.setdefault(name.replace("running_var", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
     weights = PretrainedWeights(source, full, alpha, depth_multiplier, variant, **settings)
     _check_values(weights)
     return weights
@@ -112,9 +107,7 @@ def infer_geometry(state: Mapping[str, Tensor], source: str) -> tuple[float, int
         UserError: No stem, or channel counts that no width multiplier gives.
     """
     if "stem.conv.weight" not in state:
-        raise UserError(
-            f"{source}: no MobileNetV1 in it (no first convolution among its {len(state)} tensors)"
-        )
+        raise UserError(f"{source}: no MobileNetV1 in it (no first convolution among its {len(state)} tensors)")
     found = _block_channels(state)
     stem = state["stem.conv.weight"].shape[0]
     layouts = {"separable": BLOCKS, "shallow": SHALLOW_BLOCKS}
@@ -185,19 +178,15 @@ def _check_values(weights: PretrainedWeights) -> None:
         tensors |= {"classifier weight": weights.classifier[0], "classifier bias": weights.classifier[1]}
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
-        raise UserError(
-            f"{weights.source}: NaN or infinite numbers in {', '.join(broken)}: the file is damaged"
-        )
+        raise UserError(f"{weights.source}: NaN or infinite numbers in {', '.join(broken)}: the file is damaged")
     if weights.classifier is None:
         return
     matrix, bias = weights.classifier
     if matrix.ndim != 2 or bias.shape != matrix.shape[:1]:
         raise UserError(
-            f"{weights.source}: classifier weight {tuple(matrix.shape)} and bias {tuple(bias.shape)} do not "
-            "go together"
+            f"{weights.source}: classifier weight {tuple(matrix.shape)} and bias {tuple(bias.shape)} do not go together"
         )
     if weights.class_names is not None and len(weights.class_names) != matrix.shape[0]:
         raise UserError(
-            f"{weights.source}: {len(weights.class_names)} class names for a classifier of {matrix.shape[0]} "
-            "classes"
+            f"{weights.source}: {len(weights.class_names)} class names for a classifier of {matrix.shape[0]} classes"
         )

@@ -19,12 +19,12 @@ from rich.text import Text
 
 from mnvision.data.images import read_image
 from mnvision.errors import UserError
-from mnvision.predict import DetectionPredictor, Predictor, check_positive
-from mnvision.predict_inputs import Pictures, find_pictures
-from mnvision.predict_pictures import PictureWriter, result_folders
-from mnvision.predict_records import Prediction, Records, open_records
-from mnvision.predictions import ImageClasses
-from mnvision.preprocess import Prepared
+from mnvision.prediction.inputs import Pictures, find_pictures
+from mnvision.prediction.pictures import PictureWriter, result_folders
+from mnvision.prediction.predictor import DetectionPredictor, Predictor, check_positive
+from mnvision.prediction.preprocess import Prepared
+from mnvision.prediction.records import Prediction, Records, open_records
+from mnvision.prediction.results import ImageClasses
 
 Item = TypeVar("Item")
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -109,16 +109,14 @@ class Summary:
         return f"{self.done} {unit}{plural} in {self.seconds:.1f} s ({speed:.1f}/s): {found}{more}{skipped}"
 
 
-def predict_pictures(
-    predictor: Predictor[Any], source: str | Path, options: Options, console: Console
-) -> Summary:
+def predict_pictures(predictor: Predictor[Any], source: str | Path, options: Options, console: Console) -> Summary:
     """Predict on a file, a folder or a glob pattern.
 
     A few threads decode pictures ahead and write annotated copies. Records appear, whole, at the end.
 
     Args:
         predictor: From :func:`mnvision.load`.
-        source: See :func:`~mnvision.predict_inputs.find_pictures`.
+        source: See :func:`~mnvision.prediction.inputs.find_pictures`.
         options: What is written.
         console: Gets the progress bar, the unreadable pictures, and the classes of classified pictures.
 
@@ -139,9 +137,7 @@ def predict_pictures(
         bar = progress.add_task("", total=len(pictures.names))
         _run(predictor, pictures, options, _Outputs(records, writer, summary, progress, bar))
         if not summary.done:
-            raise UserError(
-                f"none of {summary.skipped} pictures could be read; first: {summary.first_problem}"
-            )
+            raise UserError(f"none of {summary.skipped} pictures could be read; first: {summary.first_problem}")
     summary.seconds = time.perf_counter() - start
     summary.written = [*records.names, *writer.written]
     return summary
@@ -180,9 +176,7 @@ def _run(predictor: Predictor[Any], pictures: Pictures, options: Options, output
             for (position, picture), result in zip(batch, results):
                 outputs.add(position, pictures.names[position], result)
                 if options.save_images or options.crops:
-                    saving.append(
-                        pool.submit(_save, outputs.writer, picture, result, pictures.names[position])
-                    )
+                    saving.append(pool.submit(_save, outputs.writer, picture, result, pictures.names[position]))
         _wait(saving)
     finally:
         pool.shutdown(cancel_futures=True)

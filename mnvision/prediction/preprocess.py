@@ -103,8 +103,7 @@ def pixels_from_memory(source: Pixels | Image.Image) -> Pixels:
         return _pixels_from_pillow(source)
     if not isinstance(source, np.ndarray):
         raise UserError(
-            "a picture must be a path, a uint8 array (h, w, 3) or a Pillow image, not a "
-            f"{type(source).__name__}"
+            f"a picture must be a path, a uint8 array (h, w, 3) or a Pillow image, not a {type(source).__name__}"
         )
     if source.dtype != np.uint8:
         raise UserError(f"an array of pixels must be uint8 with values 0-255, not {source.dtype}")
@@ -121,9 +120,7 @@ def _pixels_from_pillow(image: Image.Image) -> Pixels:
             high = (np.asarray(upright) >> 8).astype(np.uint8)
             return np.repeat(high[..., None], 3, axis=2)
         if upright.mode in ("I", "F"):
-            raise UserError(
-                f"a Pillow image of mode {upright.mode} has no fixed range; convert it to RGB first"
-            )
+            raise UserError(f"a Pillow image of mode {upright.mode} has no fixed range; convert it to RGB first")
         return np.asarray(upright.convert("RGB"))
     except OSError as error:
         raise UserError(f"cannot decode the Pillow image: {' '.join(str(error).split())}") from None

@@ -55,9 +55,7 @@ def find_pictures(source: str | Path, recursive: bool = True, results: Sequence[
         found = [name for name in _below(path, recursive) if _is_picture(name)]
         if not found:
             hint = "" if recursive else ", or recursive=true to look into subfolders"
-            raise UserError(
-                f"input={source}: no pictures in this folder; give one with {_suffixes()} files{hint}"
-            )
+            raise UserError(f"input={source}: no pictures in this folder; give one with {_suffixes()} files{hint}")
     elif glob.has_magic(str(path)):
         root = _static_part(path)
         files = [name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)]

@@ -15,8 +15,8 @@ from mnvision.boxes.rescale import to_original_pixels
 from mnvision.checkpoints import Metadata, load_model
 from mnvision.errors import UserError
 from mnvision.models import Classifier, Detector
-from mnvision.predictions import Detection, ImageClasses, ImageDetections
-from mnvision.preprocess import Prepared, Preprocess, Source
+from mnvision.prediction.preprocess import Prepared, Preprocess, Source
+from mnvision.prediction.results import Detection, ImageClasses, ImageDetections
 
 SCORE_THRESHOLD = 0.3
 """Detections that people look at; evaluation keeps everything above the decoder's own, lower threshold."""
@@ -54,9 +54,7 @@ class Predictor(ABC, Generic[Result]):
         self, source: list[Any], score_threshold: float | None = None, batch_size: int = 16
     ) -> list[Result]: ...
     @overload
-    def predict(
-        self, source: Source, score_threshold: float | None = None, batch_size: int = 16
-    ) -> Result: ...
+    def predict(self, source: Source, score_threshold: float | None = None, batch_size: int = 16) -> Result: ...
     def predict(
         self, source: Source | list[Any], score_threshold: float | None = None, batch_size: int = 16
     ) -> Result | list[Result]:
@@ -91,9 +89,7 @@ class Predictor(ABC, Generic[Result]):
         """
 
     @abstractmethod
-    def predict_prepared(
-        self, pictures: Sequence[Prepared], score_threshold: float | None = None
-    ) -> list[Result]:
+    def predict_prepared(self, pictures: Sequence[Prepared], score_threshold: float | None = None) -> list[Result]:
         """Predict on one batch.
 
         Args:
@@ -196,9 +192,7 @@ class ClassificationPredictor(Predictor[ImageClasses]):
             UserError: One was given.
         """
         if score_threshold is not None:
-            raise UserError(
-                "score_threshold is for detectors; this is a classification checkpoint: leave it out"
-            )
+            raise UserError("score_threshold is for detectors; this is a classification checkpoint: leave it out")
 
     @torch.inference_mode()
     def predict_prepared(

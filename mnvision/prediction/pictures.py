@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mnvision.errors import UserError
 from mnvision.files import whole_file
-from mnvision.predictions import ImageClasses, ImageDetections
+from mnvision.prediction.results import ImageClasses, ImageDetections
 from mnvision.visualize import draw_detections
 
 Pixels = NDArray[np.uint8]
@@ -64,9 +64,7 @@ class PictureWriter:
         crops: Whether crops are written.
     """
 
-    def __init__(
-        self, folder: Path, names: Iterable[str] = (), images: bool = True, crops: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, names: Iterable[str] = (), images: bool = True, crops: bool = False) -> None:
         self.images_folder, self.crops_folder = result_folders(folder)
         self.images, self.crops = images, crops
         stems = Counter(str(PurePath(name).with_suffix("")) for name in names) if crops else {}
@@ -76,7 +74,7 @@ class PictureWriter:
     def written(self) -> list[str]:
         """The folders written to."""
         folders = ((self.images, self.images_folder), (self.crops, self.crops_folder))
-        return [f"{folder.name}/" for wanted, folder in folders if wanted]
+        return [f"{folder.name}/" for wanted, folder in folders if wanted and folder.is_dir()]
 
     def save(self, pixels: Pixels, result: ImageDetections | ImageClasses, name: str) -> None:
         """Write what was asked for of one picture.

@@ -13,8 +13,8 @@ from typing import Any, Self, TextIO
 
 from mnvision.errors import UserError
 from mnvision.files import whole_file
-from mnvision.predict import DetectionPredictor, Predictor
-from mnvision.predictions import ImageClasses, ImageDetections
+from mnvision.prediction.predictor import DetectionPredictor, Predictor
+from mnvision.prediction.results import ImageClasses, ImageDetections
 
 FORMATS = ("json", "csv", "coco")
 
@@ -39,9 +39,7 @@ class Records(ABC):
         partial = self._stack.enter_context(whole_file(path))
         self.names.append(path.name)
         # A file name that is no UTF-8 becomes an escape, which JSON can say too.
-        return self._stack.enter_context(
-            partial.open("w", encoding="utf-8", errors="backslashreplace", newline="")
-        )
+        return self._stack.enter_context(partial.open("w", encoding="utf-8", errors="backslashreplace", newline=""))
 
     def __enter__(self) -> Self:
         return self
@@ -203,7 +201,5 @@ def open_records(
     if file_format == "csv":
         return CsvRecords(folder, topk, predictor.kind, extra)
     if not isinstance(predictor, DetectionPredictor):
-        raise UserError(
-            f"format=coco is for detectors; this is a {predictor.kind} checkpoint: use json or csv"
-        )
+        raise UserError(f"format=coco is for detectors; this is a {predictor.kind} checkpoint: use json or csv")
     return CocoRecords(folder, predictor)

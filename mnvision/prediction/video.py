@@ -17,11 +17,11 @@ from rich.console import Console
 
 from mnvision.errors import UserError
 from mnvision.files import whole_file
-from mnvision.predict import Predictor
-from mnvision.predict_files import Options, Summary, disk_errors, progress_bar, say
-from mnvision.predict_pictures import PictureWriter, annotate
-from mnvision.predict_records import open_records
-from mnvision.preprocess import Prepared
+from mnvision.prediction.folders import Options, Summary, disk_errors, progress_bar, say
+from mnvision.prediction.pictures import PictureWriter, annotate
+from mnvision.prediction.predictor import Predictor
+from mnvision.prediction.preprocess import Prepared
+from mnvision.prediction.records import open_records
 
 Pixels = NDArray[np.uint8]
 _USUAL_FPS = 25.0
@@ -137,9 +137,7 @@ class VideoSink:
             self._writer.release()
 
 
-def predict_video(
-    predictor: Predictor[Any], source: str | Path, options: Options, console: Console
-) -> Summary:
+def predict_video(predictor: Predictor[Any], source: str | Path, options: Options, console: Console) -> Summary:
     """Predict on a video: an annotated copy ``<name>.mp4``, records with frame and time, crops.
 
     Args:
@@ -156,9 +154,7 @@ def predict_video(
     path = Path(source).expanduser()
     target = options.output / f"{path.stem}.mp4"
     if options.save_images and target.resolve() == path.resolve():
-        raise UserError(
-            f"output={options.output}: the annotated copy would replace {path}; choose another folder"
-        )
+        raise UserError(f"output={options.output}: the annotated copy would replace {path}; choose another folder")
     summary, start = Summary(), time.perf_counter()
     with closing(Video(path, options.stride)) as video:
         # ExitStack last: the copy is complete before the records that go with it appear.

@@ -1,0 +1,77 @@
+"""One contestant of a duel: sets itself up, warms up, then does a round for every line it is sent."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mnvision.runtime import tune_allocator
+
+
+def main() -> None:
+    """Answer on standard output in JSON, one line per round; libraries' own prints go to standard error."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    run = prepare(json.loads(sys.argv[1]))
+    run()
+    answers.write("{}\n")
+    for _ in sys.stdin:
+        answers.write(json.dumps(measure(run)) + "\n")
+
+
+def prepare(order: dict[str, Any]) -> Callable[[], int]:
+    """Make the settings of the process, then build the work."""
+    if order["tuned"]:
+        tune_allocator()
+    if order["threads"] is not None:
+        import cv2
+        import torch
+
+        torch.set_num_threads(order["threads"])
+        cv2.setNumThreads(order["threads"])
+    module, function = order["target"].split(":")
+    run: Callable[[], int] = getattr(importlib.import_module(module), function)(**order["options"])
+    return run
+
+
+def measure(run: Callable[[], int]) -> dict[str, Any]:
+    """Time one round, and see how busy other processes kept the machine."""
+    busy, own, start = busy_seconds(), own_seconds(), time.perf_counter()
+    units = run()
+    seconds = time.perf_counter() - start
+    if busy is None:
+        return {"seconds": seconds, "units": units}
+    foreign = ((busy_seconds() or busy) - busy - (own_seconds() - own)) / seconds
+    return {"seconds": seconds, "units": units, "foreign_cores": max(round(foreign, 3), 0.0)}
+
+
+def busy_seconds() -> float | None:
+    """Seconds that all cores together have worked since the machine started; None outside Linux."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text().split(maxsplit=9)[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """Processor seconds of this process and of its living loader workers."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        # After the command's name, which may hold spaces, fields 14 and 15 are user and system time.
+        stat = Path(f"/proc/{child.pid}/stat")
+        if stat.exists():
+            values = stat.read_text().rsplit(")", 1)[1].split()
+            total += (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+if __name__ == "__main__":
+    main()
