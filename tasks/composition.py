@@ -86,7 +86,7 @@ def settle(config: Mapping[str, Any], weights: PretrainedWeights | None, num_cla
     Raises:
         UserError: ``head.num_classes`` contradicts the data, or is needed and not given.
     """
-    chosen = {k: v for k, v in FROM_SCRATCH.items()}
+    chosen: dict[str, Any] = dict(FROM_SCRATCH)
     if weights is not None:
         chosen |= {k: v for k, v in weights.backbone_arguments().items() if k in chosen}
     parts = {name: dict(config[name]) for name in ("backbone", "head", "decoder")}
@@ -111,5 +111,5 @@ def _check_pixels(config: Mapping[str, Any], weights: PretrainedWeights) -> None
     for key, wanted in (("mean", weights.mean), ("std", weights.std)):
         if wanted is not None and any(abs(a - b) > 1e-3 for a, b in zip(config[key], wanted, strict=True)):
             raise UserError(
-                f"model.{key}={list(config[key])}: the weights {weights.source} expect {list(wanted)}; set model.{key} so"
+                f"model.{key}={list(config[key])}: the weights {weights.source} expect {list(wanted)}: set it so"
             )

@@ -56,9 +56,7 @@ def _write_per_class(path: Path, metric: str, per_class: Mapping[str, float]) ->
 def _class_lines(metric: str, per_class: Mapping[str, float]) -> list[str]:
     """All classes where they are few, else the best and the worst; -1 stands for classes without samples."""
     ranked = sorted(((v, k) for k, v in per_class.items() if v >= 0), reverse=True)
-    if len(ranked) > 4 * WORST:
-        shown = [*ranked[:WORST], None, *ranked[-WORST:]]
-    else:
-        shown = list(ranked)
-    lines = [f"{metric} per class:"]
-    return lines + ["  ..." if entry is None else f"  {entry[1]:<20} {entry[0]:.3f}" for entry in shown]
+    lines = [f"  {name:<20} {value:.3f}" for value, name in ranked]
+    if len(lines) > 4 * WORST:
+        lines = [*lines[:WORST], "  ...", *lines[-WORST:]]
+    return [f"{metric} per class:", *lines]

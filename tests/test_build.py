@@ -54,7 +54,7 @@ def test_unknown_argument_is_answered_with_the_nearest():
 
 
 def test_missing_argument_is_one_line():
-    with pytest.raises(UserError, match="could not be built.*num_classes"):
+    with pytest.raises(UserError, match=r"could not be built.*num_classes"):
         build({"_target_": "mnvision.heads.classifier.ClassifierHead"}, in_channels=[8])
 
 

@@ -151,6 +151,7 @@ def test_half_a_run_and_its_resumption_equal_the_whole_run(tmp_path: Path, shape
         (["ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
         (["optimizer.lr=fast"], "the optimizer cannot be built"),
         (["trainer.accelerator=abacus"], "abacus"),
+        (["optimizer.lr=1e30", "trainer.gradient_clip_val=null"], "the run has diverged; lower optimizer.lr"),
     ],
 )
 def test_wrong_values_end_in_one_line(words: list[str], text: str, tmp_path: Path, shapes_cache: Path):
@@ -171,9 +172,10 @@ def test_a_checkpoint_of_another_task_or_model_is_refused(tmp_path: Path, shapes
         train(
             compose(tmp_path / "other", "task=classification", f"data.root={tmp_path / 'images'}", f"ckpt_path={last}")
         )
+    words = [*shapes_words(shapes_cache, 2), "head=ssdlite", f"ckpt_path={last}"]
+    other = compose(tmp_path / "lite", "task=ssd_coco", *words)
     with pytest.raises(UserError, match="trained with another model"):
-        words = [*shapes_words(shapes_cache, 2), "head=ssdlite", f"ckpt_path={last}"]
-        train(compose(tmp_path / "lite", "task=ssd_coco", *words))
+        train(other)
 
 
 def test_two_processes_score_as_one_and_leave_one_run_folder(tmp_path: Path, shapes_cache: Path):

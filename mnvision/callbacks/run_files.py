@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from mnvision.errors import UserError
 from mnvision.files import whole_file
 
 log = logging.getLogger("mnvision")
@@ -55,8 +57,17 @@ class RunFiles(pl.Callback):
         rate = self._images / self._training_seconds
         pl_module.log("images_per_second", rate, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop a run that has diverged before its checkpoint replaces a good one."""
+        _stop_if_diverged(trainer, "val/loss")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the files and the log line."""
+        """Write the files and the log line.
+
+        Raises:
+            UserError: The loss is no longer a finite number.
+        """
+        _stop_if_diverged(trainer, "train/loss")
         if not trainer.is_global_zero:
             return
         row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
@@ -97,4 +108,13 @@ class RunFiles(pl.Callback):
             " | ".join(shown),
             row["images_per_second"],
             eta,
+        )
+
+
+def _stop_if_diverged(trainer: pl.Trainer, name: str) -> None:
+    value = trainer.callback_metrics.get(name)
+    if value is not None and not math.isfinite(value):
+        raise UserError(
+            f"{name} is {float(value)} in epoch {trainer.current_epoch + 1}: the run has diverged; lower optimizer.lr, "
+            "or set trainer.gradient_clip_val"
         )
