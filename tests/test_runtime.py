@@ -18,10 +18,11 @@ def test_the_tools_settings_come_before_torch():
     assert python("import sys, tools.cli; print('torch' in sys.modules)") == "False"
 
 
-def test_waiting_threads_sleep_unless_the_user_said_otherwise():
-    code = "import os; from mnvision.runtime import tune_threads as t; print(t(), os.environ['OMP_WAIT_POLICY'])"
-    assert python(code) == "True PASSIVE"
-    assert python(code, OMP_WAIT_POLICY="ACTIVE") == "False ACTIVE"
+def test_waiting_threads_spin_briefly_unless_the_user_said_otherwise():
+    code = "import os; from mnvision.runtime import tune_threads as t; print(t(), os.environ.get('GOMP_SPINCOUNT'))"
+    assert python(code) == "True 2000"
+    assert python(code, OMP_WAIT_POLICY="ACTIVE") == "False None"
+    assert python(code, GOMP_SPINCOUNT="infinite") == "False infinite"
 
 
 def test_thresholds_of_the_user_stay():

@@ -193,6 +193,8 @@ def nearest_keys(key: str, config_name: str, overrides: Sequence[str]) -> list[s
         keys = list(_leaves(OmegaConf.to_container(compose_config(config_name, overrides), resolve=False)))
     except (HydraException, OmegaConfBaseException):
         return []
+    if key in keys:  # the key is right, and what stands below it is not
+        return [k for k in keys if k.startswith(f"{key}.")][:3]
     by_path = get_close_matches(key, keys, n=3, cutoff=0.75)
     last = key.rsplit(".", 1)[-1]
     by_name = [k for k in keys if k.rsplit(".", 1)[-1] == last]
