@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,7 +45,7 @@ def command(
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(function)
         def guarded(cfg: DictConfig) -> None:
-            with _errors_for_people():
+            with errors_for_people():
                 function(cfg)
 
         def main() -> None:
@@ -54,7 +55,7 @@ def command(
                 # Hydra composes before it helps, and a missing task would end in an error instead.
                 sys.argv.append("task=ssd_coco")
             if not any(word.split("=")[0] in _UNCHECKED for word in words):
-                with _errors_for_people():
+                with errors_for_people():
                     words = expand(words) if expand else words
                     check_overrides(config_name, override_words(words))
                 sys.argv[1:] = words
@@ -89,18 +90,16 @@ def prepare_process() -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
 
 
-class _errors_for_people:  # noqa: N801
-    """Context that prints errors meant for the user and leaves with exit code 2."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or os.environ.get("HYDRA_FULL_ERROR"):
-            return
-        text = message_for_user(error)
-        if text is not None:
-            fail(text)
+@contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Print errors meant for the user and leave with exit code 2; let all others through."""
+    try:
+        yield
+    except Exception as error:
+        text = None if os.environ.get("HYDRA_FULL_ERROR") else message_for_user(error)
+        if text is None:
+            raise
+        fail(text)
 
 
 def message_for_user(error: BaseException) -> str | None:

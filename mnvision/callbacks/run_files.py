@@ -36,6 +36,7 @@ class RunFiles(pl.Callback):
         self._images = 0
         self._epoch_start = 0.0
         self._training_seconds = 0.0
+        self._validated = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take up the rows of the run being resumed, as far as its checkpoint had come."""
@@ -47,6 +48,7 @@ class RunFiles(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
         self._images, self._epoch_start, self._training_seconds = 0, time.perf_counter(), 0.0
+        self._validated = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,6 +62,7 @@ class RunFiles(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop a run that has diverged before its checkpoint replaces a good one."""
         _stop_if_diverged(trainer, "val/loss")
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files and the log line.
@@ -74,7 +77,9 @@ class RunFiles(pl.Callback):
         row["seconds"] = round(time.perf_counter() - self._epoch_start, 2)
         row["images_per_second"] = round(self._images / max(self._training_seconds, 1e-9), 1)
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if "/" in k}
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        if self._validated:  # else these are the numbers of an earlier epoch
+            metrics |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         row |= {key: metrics[key] for key in sorted(metrics)}
         self.rows.append(row)
         self._write()

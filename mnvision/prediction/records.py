@@ -66,7 +66,8 @@ class Records(ABC):
             extra: More fields, e.g. the time of a video frame.
         """
 
-    def finish(self) -> None:  # noqa: B027
+    @abstractmethod
+    def finish(self) -> None:
         """Write what comes after the last picture."""
 
 
@@ -121,7 +122,8 @@ class CsvRecords(Records):
     def __init__(self, folder: Path, topk: int, kind: str, extra: Sequence[str] = ()) -> None:
         super().__init__()
         self._topk, self._extra = topk, tuple(extra)
-        self._rows = csv.writer(self._open(folder / "predictions.csv"))
+        self._file = self._open(folder / "predictions.csv")
+        self._rows = csv.writer(self._file)
         own = _DETECTION_COLUMNS if kind == "detection" else _CLASS_COLUMNS
         self._rows.writerow(["path", *self._extra, "width", "height", *own])
 
@@ -135,6 +137,10 @@ class CsvRecords(Records):
             items = [found.to_dict() for found in result]
             rows = [[item["label"], item["name"], item["score"], *item["box"]] for item in items]
         self._rows.writerows(first + row for row in rows)
+
+    def finish(self) -> None:
+        """A table has no last line of its own: only see that all rows are written while errors still count."""
+        self._file.flush()
 
 
 class CocoRecords(Records):
