@@ -25,7 +25,7 @@ install: $(STAMP)  ## Create .venv and install mnvision with its development too
 demo: $(STAMP)  ## Train, evaluate and draw a small SSD on generated data (CPU, about 10 minutes)
 	$(BIN)/python tools/train.py task=ssd_coco experiment=demo hydra.run.dir=$(DEMO)/train
 	$(BIN)/python tools/evaluate.py checkpoint=$(DEMO)/train/checkpoints/best.ckpt hydra.run.dir=$(DEMO)/evaluate
-	$(BIN)/python tools/predict.py checkpoint=$(DEMO)/train/checkpoints/best.ckpt input='data/shapes/*/val2017/0000000000*.jpg' output=$(DEMO)/pictures
+	$(BIN)/python tools/predict.py checkpoint=$(DEMO)/train/checkpoints/best.ckpt input="$${MNVISION_DATA:-data}/shapes/*/val2017/*0.jpg" output=$(DEMO)/pictures
 	@echo "trained detector:    $(DEMO)/train/checkpoints/best.ckpt"
 	@echo "scores and figures:  $(DEMO)/evaluate"
 	@echo "annotated pictures:  $(DEMO)/pictures"
