@@ -12,7 +12,7 @@ from tools.cli import command
 
 def fit(cfg: DictConfig) -> list[str]:
     """Report lines; writes a head config where ``cfg.output`` says so."""
-    from mnvision.boxes.report import report_boxes
+    from mnvision.data.box_report import report_boxes
     from mnvision.files import whole_file
     from tools.run import build_data, plain
 

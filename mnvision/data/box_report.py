@@ -76,15 +76,18 @@ def report_boxes(
     sides = (resolution, resolution)
     boxes, areas = network_boxes(index, resolution)
     maps = feature_map_sizes(sides, in_strides, EXTRA_MAPS)
-    scales = search_scales(boxes, maps, sides)
+    reduced = head.get("reduce_lowest", True)
+    scales = search_scales(boxes, maps, sides, reduce_lowest=reduced)
     fitted = fit_box_sizes(boxes, maps, sides, count)
-    current = head.get("box_sizes") or ssd_box_sizes(len(maps), head["min_scale"], head["max_scale"])
+    current = head.get("box_sizes") or ssd_box_sizes(
+        len(maps), head["min_scale"], head["max_scale"], reduce_lowest=reduced
+    )
     rows = []
     for name, sizes in (
         ("current", current),
         (
             f"min_scale {scales.min_scale}, max_scale {scales.max_scale}",
-            ssd_box_sizes(len(maps), scales.min_scale, scales.max_scale),
+            ssd_box_sizes(len(maps), scales.min_scale, scales.max_scale, reduce_lowest=reduced),
         ),
         (f"{count} sizes by k-means", fitted),
     ):
