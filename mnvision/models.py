@@ -27,7 +27,14 @@ class _PixelModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: MobileNetV1, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        backbone: MobileNetV1,
+        head: nn.Module,
+        decoder: nn.Module,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+    ) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UserError(f"model.mean={list(mean)}, model.std={list(std)}: three numbers each, std > 0")
@@ -35,6 +42,8 @@ class _PixelModel(nn.Module):
         self.register_buffer("mean", _per_channel(mean), persistent=False)
         self.register_buffer("std", _per_channel(std), persistent=False)
         self.backbone = backbone
+        self.head = head
+        self.decoder = decoder
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -67,17 +76,8 @@ class Classifier(_PixelModel):
 
     kind: ClassVar[str] = "classification"
 
-    def __init__(
-        self,
-        backbone: MobileNetV1,
-        head: ClassifierHead,
-        decoder: ClassScores,
-        mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
-    ) -> None:
-        super().__init__(backbone, mean, std)
-        self.head = head
-        self.decoder = decoder
+    head: ClassifierHead
+    decoder: ClassScores
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -108,17 +108,8 @@ class Detector(_PixelModel):
 
     kind: ClassVar[str] = "detection"
 
-    def __init__(
-        self,
-        backbone: MobileNetV1,
-        head: SSDHead,
-        decoder: SSDDecoder,
-        mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
-    ) -> None:
-        super().__init__(backbone, mean, std)
-        self.head = head
-        self.decoder = decoder
+    head: SSDHead
+    decoder: SSDDecoder
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
