@@ -39,12 +39,13 @@ class Metadata:
     """All that is needed to use a checkpoint without the run that made it.
 
     Attributes:
-        kind: ``"detection"`` or ``"classification"``.
+        kind: ``"detection"``, ``"classification"``, ``"face_attributes"`` or ``"face_embeddings"``.
         model: The model's plain config, from which it is rebuilt.
-        class_names: K names; position is the label.
+        class_names: K names; position is the label. None for embeddings.
         category_ids: K ids in the data set's own numbering (detection), else empty.
-        preprocess: How a picture becomes the network's input: ``resize`` (``"stretch"`` or ``"center_crop"``) and
-            ``crop_fraction``.
+        preprocess: How a picture becomes the network's input, see ``mnvision/transforms/framing.py``.
+        calibration: What was chosen on validation data: ``thresholds`` of attributes, or the ``similarity`` from
+            which two embeddings are of one person.
         run: The whole resolved config of the run, for people and for resuming.
         overrides: The run's command-line overrides, from which the tools compose the same config again.
         version: mnvision's version that wrote the file.
@@ -56,6 +57,7 @@ class Metadata:
     class_names: list[str]
     category_ids: list[int] = field(default_factory=list)
     preprocess: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     version: str = __version__

@@ -63,8 +63,27 @@ def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor([float(value) for value in values]).reshape(1, -1, 1, 1)
 
 
-class Classifier(_PixelModel):
-    """Images to class logits; :meth:`predict` gives probabilities.
+class _VectorModel(_PixelModel):
+    """One row of numbers per image."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from a plain mapping with keys backbone, head, decoder, mean, std."""
+        backbone = build(config["backbone"])
+        head = build(config["head"], in_channels=backbone.feature_channels)
+        return cls(backbone, head, build(config["decoder"]), config["mean"], config["std"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The head's raw outputs ``(B, K)`` of uint8 images ``(B, 3, H, W)``."""
+        return self.head(self.features(images))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Decoded outputs ``(B, K)`` float32 of uint8 images ``(B, 3, H, W)``."""
+        return self.decoder(self(images))
+
+
+class Classifier(_VectorModel):
+    """Images to class logits; :meth:`predict` gives probabilities that sum to one.
 
     Args:
         backbone: Gives the feature maps.
@@ -79,20 +98,17 @@ class Classifier(_PixelModel):
     head: ClassifierHead
     decoder: ClassScores
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build from a plain mapping with keys backbone, head, decoder, mean, std."""
-        backbone = build(config["backbone"])
-        head = build(config["head"], in_channels=backbone.feature_channels)
-        return cls(backbone, head, build(config["decoder"]), config["mean"], config["std"])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, K)`` of uint8 images ``(B, 3, H, W)``."""
-        return self.head(self.features(images))
+class AttributeClassifier(_VectorModel):
+    """Images to one logit per attribute; :meth:`predict` gives each one's probability. Arguments as above."""
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Probabilities ``(B, K)`` float32 of uint8 images ``(B, 3, H, W)``."""
-        return self.decoder(self(images))
+    kind: ClassVar[str] = "face_attributes"
+
+
+class Embedder(_VectorModel):
+    """Images to embeddings ``(B, D)``; :meth:`predict` gives them at unit length. Arguments as above."""
+
+    kind: ClassVar[str] = "face_embeddings"
 
 
 class Detector(_PixelModel):

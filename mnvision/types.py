@@ -6,7 +6,7 @@ largest count of the batch), K classes without background, D kept detections per
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -26,7 +26,19 @@ class DetectionTargets(TypedDict):
     crowd: Tensor
 
 
-class DetectionBatch(TypedDict):
+class TeacherFields(TypedDict):
+    """What a batch has besides where a teacher takes part: one of the two.
+
+    Attributes:
+        teacher_images: ``(B, 3, h, w)`` uint8 RGB, the same part of the same pictures at the teacher's resolution.
+        teacher_outputs: The teacher's stored answers by name, ``(B, ...)`` float16.
+    """
+
+    teacher_images: NotRequired[Tensor]
+    teacher_outputs: NotRequired[dict[str, Tensor]]
+
+
+class DetectionBatch(TeacherFields):
     """What a detection loader gives.
 
     Attributes:
@@ -42,12 +54,40 @@ class DetectionBatch(TypedDict):
     sizes: Tensor
 
 
-class ClassificationBatch(TypedDict):
+class ClassificationBatch(TeacherFields):
     """What a classification loader gives.
 
     Attributes:
         images: ``(B, 3, H, W)`` uint8 RGB.
-        labels: ``(B,)`` int64, ``0 .. K-1``.
+        labels: ``(B,)`` int64, ``0 .. K-1``; ``-1`` where there is none.
+        indices: ``(B,)`` int64, position of the sample in its data set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class AttributeBatch(TeacherFields):
+    """What a loader of labelled attributes gives.
+
+    Attributes:
+        images: ``(B, 3, H, W)`` uint8 RGB.
+        labels: ``(B, A)`` int8: 1 yes, 0 no, ``-1`` not known.
+        indices: ``(B,)`` int64, position of the sample in its data set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class IdentityBatch(TeacherFields):
+    """What a loader of pictures of people gives.
+
+    Attributes:
+        images: ``(B, 3, H, W)`` uint8 RGB.
+        labels: ``(B,)`` int64, number of the identity; ``-1`` not known.
         indices: ``(B,)`` int64, position of the sample in its data set.
     """
 

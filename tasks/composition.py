@@ -95,7 +95,9 @@ def settle(config: Mapping[str, Any], weights: PretrainedWeights | None, num_cla
         for key, value in parts[name].items():
             if value == AUTO:
                 parts[name][key] = chosen[key]
-    stated = parts["head"].get("num_classes")
+    if "num_classes" not in parts["head"]:  # an embedding has no classes
+        return {**config, **parts}
+    stated = parts["head"]["num_classes"]
     if stated is None and num_classes is None:
         raise UserError("head.num_classes is not known without data: give head.num_classes=N")
     if stated is not None and num_classes is not None and stated != num_classes:

@@ -6,8 +6,6 @@ import pytest
 from mnvision.errors import UserError
 from mnvision.transforms.classification import (
     ClassificationAugment,
-    center_crop_resize,
-    center_crop_window,
     make_classification_augment,
 )
 
@@ -35,23 +33,6 @@ def test_picture_too_long_for_any_crop_shows_its_middle():
     assert window[:4] == pytest.approx((500 - 200 / 3, 0, 500 + 200 / 3, 100))
 
 
-@pytest.mark.parametrize(
-    ("size", "resolution", "crop", "expected"),
-    [
-        ((256, 256), (224, 224), 0.875, (16, 16, 240, 240)),
-        ((256, 512), (224, 224), 0.875, (144, 16, 368, 240)),
-        ((200, 100), (50, 100), 1.0, (0, 75, 100, 125)),
-    ],
-)
-def test_central_crop_by_hand(size, resolution, crop, expected):
-    assert center_crop_window(size, resolution, crop)[:4] == pytest.approx(expected)
-
-
-def test_central_crop_pixel_for_pixel():
-    image = np.random.default_rng(0).integers(0, 256, (256, 320, 3), np.uint8)
-    np.testing.assert_array_equal(center_crop_resize(image, (224, 224)), image[16:240, 48:272])
-
-
 def test_distortion_follows_the_stream():
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     augment = ClassificationAugment()
@@ -65,8 +46,3 @@ def test_distortion_follows_the_stream():
 def test_bad_options_are_refused_by_name(options: dict):
     with pytest.raises(UserError, match=next(iter(options))):
         make_classification_augment(options)
-
-
-def test_bad_crop_is_refused():
-    with pytest.raises(UserError, match="crop"):
-        center_crop_window((100, 100), (50, 50), 0.0)

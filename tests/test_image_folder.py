@@ -45,7 +45,7 @@ def test_split_by_fraction_is_seeded_and_covers_every_class(tmp_path: Path):
     names = []
     for data in parts:
         data.setup("fit")
-        train, val = data.index("train"), data.index("val")
+        train, val = data.source("train"), data.source("val")
         assert len(train) == 12
         assert len(val) == 6
         assert torch.bincount(torch.from_numpy(val.labels)).tolist() == [2, 2, 2]

@@ -40,6 +40,9 @@ class FolderIndex:
         """Path of one image."""
         return self.folder / os.fsdecode(bytes(self.file_names[position]))
 
+    def landmarks(self, position: int) -> None:
+        """Image folders have none."""
+
     def take(self, positions: NDArray[np.int64], part: str) -> FolderIndex:
         """Some of the images as an index of their own, called ``part`` in the report."""
         report = DataReport(f"{self.report.source} ({part})", len(positions), None, self.report.findings)

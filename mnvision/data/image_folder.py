@@ -2,113 +2,45 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from mnvision.data.folder_index import FolderIndex, read_class_names, read_image_folder, split_index
-from mnvision.data.images import image_size, min_decode_size, read_image
-from mnvision.data.index import DataReport
-from mnvision.data.loaders import (
-    SampleKey,
-    check_loader_arguments,
-    eval_loader,
-    planes,
-    sample_rng,
-    train_loader,
-)
+from mnvision.data.loaders import SampleKey
+from mnvision.data.pictures import PictureDataModule, PictureDataset, PictureSample, Split, collate_views
+from mnvision.data.teacher_view import TeacherView
 from mnvision.errors import UserError
-from mnvision.transforms.classification import (
-    CENTRAL_CROP,
-    ClassificationAugment,
-    center_crop_window,
-    check_crop,
-    make_classification_augment,
-)
-from mnvision.transforms.resize import as_resolution
-from mnvision.transforms.windows import render
+from mnvision.transforms.classification import ClassificationAugment
+from mnvision.transforms.framing import CENTRAL_CROP, CenterCrop
 from mnvision.types import ClassificationBatch
-
-Split = Literal["train", "val", "test"]
-
-log = logging.getLogger(__name__)
 
 
 class ClassificationSample(NamedTuple):
-    """One picture ``(3, H, W)`` uint8 RGB, its label and its position in the data set."""
+    """One view of a picture and its label."""
 
-    image: Tensor
+    view: PictureSample
     label: int
-    position: int
 
 
-class ImageFolderDataset(Dataset[ClassificationSample]):
-    """Pictures of a folder at one resolution: random crops with an augmentation, the central crop without.
-
-    Args:
-        index: Files and labels.
-        resolution: Height and width of the network's input.
-        augment: What happens at random; None for evaluation.
-        crop: Central part shown in evaluation, see :func:`center_crop_window`.
-        seed: Seed of the augmentation.
-    """
-
-    def __init__(
-        self,
-        index: FolderIndex,
-        resolution: tuple[int, int],
-        augment: ClassificationAugment | None = None,
-        crop: float = CENTRAL_CROP,
-        seed: int = 0,
-    ) -> None:
-        self.index, self.resolution, self.augment, self.crop, self.seed = (
-            index,
-            resolution,
-            augment,
-            crop,
-            seed,
-        )
-
-    def __len__(self) -> int:
-        return len(self.index)
+class ImageFolderDataset(PictureDataset[FolderIndex, ClassificationSample]):
+    """Pictures of a folder: random crops with an augmentation, the central crop without."""
 
     def __getitem__(self, key: int | SampleKey) -> ClassificationSample:
-        """One sample; a plain position draws the augmentation of epoch 0.
-
-        Raises:
-            UserError: The file cannot be read.
-        """
-        position, epoch = key if isinstance(key, SampleKey) else (key, 0)
-        path = self.index.path(position)
-        rng, size = sample_rng(self.seed, epoch, position), image_size(path)
-        if self.augment is None:
-            window = center_crop_window(size, self.resolution, self.crop)
-        else:
-            window = self.augment.window(rng, size)
-        part = (window.y1 - window.y0, window.x1 - window.x0)
-        decoded = read_image(path, min_decode_size(size, part, self.resolution))
-        image, _ = render(decoded.pixels, size, window, self.resolution)
-        if self.augment is not None:
-            image = self.augment.distort(rng, image)
-        return ClassificationSample(planes(image), int(self.index.labels[position]), position)
+        """See :class:`~mnvision.data.pictures.PictureDataset`."""
+        view = self.view(key)
+        return ClassificationSample(view, int(self.source.labels[view.position]))
 
 
 def collate_classification(samples: Sequence[ClassificationSample]) -> ClassificationBatch:
     """Stacks samples."""
-    return {
-        "images": torch.stack([sample.image for sample in samples]),
-        "labels": torch.tensor([sample.label for sample in samples], dtype=torch.int64),
-        "indices": torch.tensor([sample.position for sample in samples], dtype=torch.int64),
-    }
+    labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+    return {**collate_views([sample.view for sample in samples]), "labels": labels}  # type: ignore[typeddict-item]
 
 
-class ImageFolderDataModule(pl.LightningDataModule):
+class ImageFolderDataModule(PictureDataModule[FolderIndex]):
     """Classification from folders: ``root/train/<class>/*.jpg`` and ``root/val/<class>/*.jpg``.
 
     ImageNet in its usual layout (``train/n01440764/...``, ``val/n01440764/...``) is such a set.
@@ -150,44 +82,16 @@ class ImageFolderDataModule(pl.LightningDataModule):
         class_names_file: str | Path | None = None,
         crop: float = CENTRAL_CROP,
     ) -> None:
-        super().__init__()
-        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        check_loader_arguments(batch_size, num_workers, seed)
-        check_loader_arguments(eval_batch_size, num_workers, seed)
-        check_crop(crop)
+        super().__init__(root, CenterCrop(crop), resolution, batch_size, num_workers, augment, eval_batch_size, seed)
         if val_fraction is not None and not 0 < val_fraction < 1:
             raise UserError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
-        self.root, self.resolution = Path(root).expanduser(), as_resolution(resolution)
-        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.augment, self.seed, self.crop = make_classification_augment(augment), seed, crop
         self.dirs: dict[Split, str | None] = {"train": train_dir, "val": val_dir, "test": test_dir}
         self.val_fraction, self.class_names_file = val_fraction, class_names_file
-        self._indices: dict[Split, FolderIndex] = {}
-
-    def index(self, split: Split) -> FolderIndex:
-        """Files and labels of one split, listed on first use.
-
-        Raises:
-            UserError: The folder is missing or malformed, or holds classes that the training folder has not.
-        """
-        if split not in self._indices:
-            self._read(split)
-        return self._indices[split]
-
-    def setup(self, stage: str) -> None:
-        """Lists what a stage (fit, validate, test) needs."""
-        splits: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "val"),
-            "validate": ("val",),
-            "test": ("test",),
-        }
-        for split in splits.get(stage, ()):
-            self.index(split)
 
     @property
     def class_names(self) -> list[str]:
         """Readable names by label, from the training split, or from the one that was read where that was not."""
-        folders = self._any_index().class_folders
+        folders = self._any_source().class_folders
         return (
             list(folders) if self.class_names_file is None else read_class_names(Path(self.class_names_file), folders)
         )
@@ -195,70 +99,44 @@ class ImageFolderDataModule(pl.LightningDataModule):
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return len(self._any_index().class_folders)
-
-    def reports(self) -> dict[str, DataReport]:
-        """What was found in the splits read so far."""
-        return {split: index.report for split, index in self._indices.items()}
-
-    def train_dataloader(self) -> DataLoader[ClassificationBatch]:
-        """Augmented, shuffled :class:`~mnvision.types.ClassificationBatch` es."""
-        dataset = ImageFolderDataset(self.index("train"), self.resolution, self.augment, self.crop, self.seed)
-        return train_loader(dataset, self.batch_size, self.num_workers, collate_classification, self.seed)
+        return len(self._any_source().class_folders)
 
     @property
-    def preprocess(self) -> dict[str, Any]:
-        """How evaluation makes the network's input from a picture; stored in checkpoints."""
-        return {"resize": "center_crop", "crop_fraction": self.crop}
+    def collate(self) -> Callable[..., ClassificationBatch]:
+        """Samples to a batch."""
+        return collate_classification
 
-    def num_images(self, split: Split) -> int:
-        """Pictures in a split."""
-        return len(self.index(split))
+    def dataset(
+        self, source: FolderIndex, augment: ClassificationAugment | None, teacher: TeacherView | None
+    ) -> ImageFolderDataset:
+        """The data set over a split's pictures."""
+        return ImageFolderDataset(source, self.resolution, self.framing, augment, self.seed, teacher)
 
-    def eval_dataloader(self, split: Split) -> DataLoader[ClassificationBatch]:
-        """Every picture of any split once, without augmentation."""
-        return self._eval_loader(split)
+    def read(self, split: Split) -> FolderIndex:
+        """Lists one split.
 
-    def val_dataloader(self) -> DataLoader[ClassificationBatch]:
-        """Every validation picture once."""
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> DataLoader[ClassificationBatch]:
-        """Every test picture once."""
-        return self._eval_loader("test")
-
-    def _eval_loader(self, split: Split) -> DataLoader[ClassificationBatch]:
-        dataset = ImageFolderDataset(self.index(split), self.resolution, crop=self.crop)
-        return eval_loader(dataset, self.eval_batch_size, self.num_workers, collate_classification)
-
-    def _read(self, split: Split) -> None:
+        Raises:
+            UserError: The folder is missing or malformed, or holds classes that the training folder has not.
+        """
         if not self.root.is_dir():
             raise UserError(
                 f"data root not found: {self.root}; set data.root; expected "
                 f"{self.dirs['train']}/<class>/*.jpg and {self.dirs['val']}/<class>/*.jpg "
                 "below it (or data.val_fraction to split one folder)"
             )
-        if split != "train" and not (split == "val" and self.val_fraction is not None):
+        if split == "test" or (split == "val" and self.val_fraction is None):
             name = self.dirs[split]
             if name is None:
                 raise UserError(f"no {split} split: give data.{split}_dir")
             # A set to evaluate on needs no training folder, and need not wait until that is listed.
-            train = self._indices.get("train")
-            known = None if train is None else train.class_folders
-            self._keep(split, read_image_folder(self.root / name, known))
-            return
-        self._indices.clear()  # their labels may be other ones
+            train = self._sources.get("train")
+            return read_image_folder(self.root / name, None if train is None else train.class_folders)
+        self._sources.clear()  # their labels may be other ones
         index = read_image_folder(self.root / str(self.dirs["train"]))
         if self.val_fraction is None:
-            self._keep("train", index)
-        else:
-            train, val = split_index(index, self.val_fraction, self.seed)
-            self._keep("train", train)
-            self._keep("val", val)
+            return index
+        self._sources["train"], self._sources["val"] = split_index(index, self.val_fraction, self.seed)
+        return self._sources[split]
 
-    def _any_index(self) -> FolderIndex:
-        return next(iter(self._indices.values())) if self._indices else self.index("train")
-
-    def _keep(self, split: Split, index: FolderIndex) -> None:
-        self._indices[split] = index
-        log.info(index.report.summary())
+    def _any_source(self) -> FolderIndex:
+        return next(iter(self._sources.values())) if self._sources else self.source("train")

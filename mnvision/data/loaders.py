@@ -43,10 +43,24 @@ class TrainSampler(Sampler[SampleKey]):
         seed: Seed of the run.
         rank: Number of this process; None asks ``torch.distributed``.
         world_size: Number of processes; likewise.
+        views: Augment as in the epochs ``0 .. views - 1``, over and over; None draws anew in every epoch. The order
+            is always that of the epoch.
+
+    Raises:
+        UserError: ``views`` is below 1.
     """
 
-    def __init__(self, length: int, seed: int = 0, rank: int | None = None, world_size: int | None = None) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        views: int | None = None,
+    ) -> None:
+        if views is not None and views < 1:
+            raise UserError(f"teacher.views={views}: give a whole number >= 1, or null for new views in every epoch")
+        self.length, self.seed, self.epoch, self.views = length, seed, 0, views
         self.rank, self.world_size = _process(rank, world_size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -57,8 +71,9 @@ class TrainSampler(Sampler[SampleKey]):
         epoch = self.epoch
         order = sample_rng(self.seed, epoch, -1).permutation(self.length)
         order = np.resize(order, len(self) * self.world_size)
+        view = epoch if self.views is None else epoch % self.views
         for position in order[self.rank :: self.world_size]:
-            yield SampleKey(int(position), epoch)
+            yield SampleKey(int(position), view)
 
     def __len__(self) -> int:
         return -(-self.length // self.world_size)
@@ -94,10 +109,15 @@ def sample_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
 
 
 def train_loader(
-    dataset: Dataset[Any], batch_size: int, num_workers: int, collate: Callable[..., Any], seed: int = 0
+    dataset: Dataset[Any],
+    batch_size: int,
+    num_workers: int,
+    collate: Callable[..., Any],
+    seed: int = 0,
+    views: int | None = None,
 ) -> DataLoader[Any]:
     """Shuffled batches of one size; the last, smaller one is left out unless it is the only one."""
-    sampler = TrainSampler(_length(dataset), seed)
+    sampler = TrainSampler(_length(dataset), seed, views=views)
     return DataLoader(
         dataset,
         batch_size=batch_size,

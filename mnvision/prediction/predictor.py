@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, overload
+from typing import Any, ClassVar, Generic, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -22,6 +23,13 @@ SCORE_THRESHOLD = 0.3
 """Detections that people look at; evaluation keeps everything above the decoder's own, lower threshold."""
 
 Result = TypeVar("Result")
+
+_PREDICTORS = {
+    "detection": (__name__, "DetectionPredictor"),
+    "classification": (__name__, "ClassificationPredictor"),
+    "face_attributes": ("mnvision.prediction.attributes", "AttributePredictor"),
+    "face_embeddings": ("mnvision.prediction.embeddings", "EmbeddingPredictor"),
+}
 
 
 class Predictor(ABC, Generic[Result]):
@@ -222,13 +230,16 @@ def load_predictor(path: str | Path, device: str = "cpu") -> Predictor[Any]:
     model, metadata = load_model(path)
     if model.kind != metadata.kind:
         raise UserError(f"{path}: calls itself a {metadata.kind} checkpoint but holds a {model.kind} model")
-    predictor: type[DetectionPredictor] | type[ClassificationPredictor] = (
-        DetectionPredictor if isinstance(model, Detector) else ClassificationPredictor
-    )
     try:
-        return predictor(model, metadata, device)
+        return predictor_class(model.kind)(model, metadata, device)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def predictor_class(kind: str) -> type[Predictor[Any]]:
+    """The predictor of a kind of model; its module loads only when it is wanted."""
+    module, name = _PREDICTORS[kind]
+    return cast("type[Predictor[Any]]", getattr(importlib.import_module(module), name))
 
 
 def as_device(name: str) -> torch.device:

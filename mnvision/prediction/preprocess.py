@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 
 from mnvision.data.images import image_size, min_decode_size, read_image
 from mnvision.errors import UserError
-from mnvision.transforms.windows import Window, render, whole_picture
+from mnvision.transforms.framing import Plane, Points, framing_from_dict, show, shown_part
+from mnvision.transforms.windows import Window
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Source: TypeAlias = str | os.PathLike[str] | Pixels | Image.Image
@@ -40,57 +41,43 @@ class Preprocess:
     """How a picture becomes the network's input.
 
     Args:
-        rule: ``resize``: "stretch" (the whole picture, aspect ratio not kept) or "center_crop" with
-            ``crop_fraction`` in (0, 1]: the centred square of that share of the shorter side.
+        rule: As a checkpoint holds it, see ``mnvision/transforms/framing.py``.
         resolution: Height and width of the network's input.
 
     Raises:
-        UserError: An unknown rule, or a fraction out of range.
+        UserError: An unknown rule, or a value out of range.
     """
 
     def __init__(self, rule: Mapping[str, Any], resolution: tuple[int, int]) -> None:
         self.resolution = resolution
-        resize = rule.get("resize")
-        if resize not in ("stretch", "center_crop"):
-            raise UserError(f"preprocess.resize={resize!r}: this version knows stretch and center_crop")
-        self._crop: float | None = rule.get("crop_fraction") if resize == "center_crop" else None
-        if resize == "center_crop" and not (self._crop and 0 < self._crop <= 1):
-            raise UserError(f"preprocess.crop_fraction={self._crop!r}: a number in (0, 1] is needed")
+        self.framing = framing_from_dict(rule)
 
-    def __call__(self, source: Source) -> Prepared:
+    def __call__(self, source: Source, landmarks: Points | None = None) -> Prepared:
         """Prepare one picture; a large JPEG file is decoded at reduced scale, as in evaluation.
 
         Args:
             source: A file, an array or a Pillow image.
+            landmarks: ``(5, 2)`` x and y in the picture's pixels, for checkpoints of aligned faces.
 
         Raises:
             UserError: The file is missing or unreadable, or the pixels are no uint8 RGB picture.
         """
         if isinstance(source, str | os.PathLike):
-            return self._prepare_file(Path(source))
+            return self._prepare_file(Path(source), landmarks)
         pixels = pixels_from_memory(source)
-        height, width = pixels.shape[:2]
-        return self._prepared(pixels, (height, width), None)
+        size = (pixels.shape[0], pixels.shape[1])
+        plane, window = self._shown(size, landmarks)
+        return Prepared(show(pixels, size, plane, window, self.resolution), size)
 
-    def window(self, size: tuple[int, int]) -> Window:
-        """The part of a picture of height and width ``size`` that the network sees."""
-        if self._crop is None:
-            return whole_picture(size)
-        # Loads the training's augmentation library too, which a detector can do without.
-        from mnvision.transforms.classification import center_crop_window
-
-        return center_crop_window(size, self.resolution, self._crop)
-
-    def _prepare_file(self, path: Path) -> Prepared:
+    def _prepare_file(self, path: Path, landmarks: Points | None) -> Prepared:
         size = image_size(path)
-        window = self.window(size)
-        part = (window.y1 - window.y0, window.x1 - window.x0)
-        decoded = read_image(path, min_decode_size(size, part, self.resolution))
-        return self._prepared(decoded.pixels, decoded.size, path)
+        plane, window = self._shown(size, landmarks)
+        decoded = read_image(path, min_decode_size(size, shown_part(plane, window), self.resolution))
+        return Prepared(show(decoded.pixels, size, plane, window, self.resolution), size, path)
 
-    def _prepared(self, pixels: Pixels, size: tuple[int, int], path: Path | None) -> Prepared:
-        seen, _ = render(pixels, size, self.window(size), self.resolution)
-        return Prepared(seen, size, path)
+    def _shown(self, size: tuple[int, int], landmarks: Points | None) -> tuple[Plane, Window]:
+        plane = self.framing.plane(size, landmarks)
+        return plane, self.framing.eval_window(plane.size, self.resolution)
 
 
 def pixels_from_memory(source: Pixels | Image.Image) -> Pixels:

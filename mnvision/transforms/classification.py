@@ -18,12 +18,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mnvision.errors import UserError
 from mnvision.transforms.colour import colour_matrix
 from mnvision.transforms.ranges import check_options, check_pair, check_range
-from mnvision.transforms.windows import Window, render
+from mnvision.transforms.windows import Window
 
-CENTRAL_CROP = 0.875
 _TRIALS = 10
 
 
@@ -105,43 +103,3 @@ def make_classification_augment(value: bool | Mapping[str, Any]) -> Classificati
         check_options(value, list(signature(ClassificationAugment).parameters))
         return ClassificationAugment(**value)
     return ClassificationAugment() if value else None
-
-
-def center_crop_window(size: tuple[int, int], resolution: tuple[int, int], crop: float = CENTRAL_CROP) -> Window:
-    """The central part of a picture that evaluation and prediction show.
-
-    The largest central part with the resolution's proportions is shrunk to ``crop`` of its sides: the same as
-    resizing the short side to ``side / crop`` and cutting out the middle. (TF-slim itself takes ``crop`` of
-    both sides and stretches.)
-
-    Args:
-        size: Height and width of the picture.
-        resolution: Height and width of the network's input.
-        crop: Side of the part relative to the largest one, in (0, 1].
-
-    Raises:
-        UserError: ``crop`` is out of range.
-    """
-    check_crop(crop)
-    height, width = size
-    scale = crop * min(height / resolution[0], width / resolution[1])
-    x0, y0 = (width - scale * resolution[1]) / 2, (height - scale * resolution[0]) / 2
-    return Window(x0, y0, width - x0, height - y0)
-
-
-def center_crop_resize(
-    image: NDArray[np.uint8], resolution: tuple[int, int], crop: float = CENTRAL_CROP
-) -> NDArray[np.uint8]:
-    """Shows :func:`center_crop_window` of a whole picture ``(h, w, 3)`` uint8, as ``(H, W, 3)``."""
-    size = (image.shape[0], image.shape[1])
-    return render(image, size, center_crop_window(size, resolution, crop), resolution)[0]
-
-
-def check_crop(crop: float) -> None:
-    """Refuses a central crop outside (0, 1].
-
-    Raises:
-        UserError: It is outside.
-    """
-    if not 0 < crop <= 1:
-        raise UserError(f"crop must lie in (0, 1], got {crop}")
