@@ -112,7 +112,7 @@ def read_timm(source: str, cache_dir: Path | None = None) -> PretrainedWeights:
     config = timm.get_pretrained_cfg(name)
     if config is None or config.hf_hub_id is None:
         raise UserError(f"{source}: this timm does not say where its weights lie; update timm")
-    file = _hub_file(source, config.hf_hub_id, cache_dir)
+    file = hub_file(source, config.hf_hub_id, cache_dir)
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": file})
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -130,11 +130,20 @@ def read_timm(source: str, cache_dir: Path | None = None) -> PretrainedWeights:
     )
 
 
-def _hub_file(source: str, repository: str, cache_dir: Path | None) -> str:
+def hub_file(source: str, repository: str, cache_dir: Path | None = None, option: str = "backbone.pretrained") -> str:
     """Local path of the model file, downloaded by Hugging Face's client if it is not in its cache.
 
     The hub is tried once before the client is, for that one retries for most of a minute, printing as it
     goes.
+
+    Args:
+        source: Named in errors.
+        repository: ``owner/name`` on the hub.
+        cache_dir: Folder for the download; by default Hugging Face's own cache.
+        option: Which option takes a local file instead, for errors.
+
+    Raises:
+        UserError: No connection and no cached file; the line names the file to get.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
@@ -153,7 +162,7 @@ def _hub_file(source: str, repository: str, cache_dir: Path | None) -> str:
     raise UserError(
         f"{source}: cannot be downloaded ({reason}): on a connected machine get model.safetensors from "
         f"https://huggingface.co/{repository}, put it into a folder DIR here and give "
-        "backbone.pretrained=DIR/model.safetensors"
+        f"{option}=DIR/model.safetensors"
     )
 
 
