@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from mnvision.data.detection_dataset import DetectionDataset, collate_detection
 from mnvision.data.index import DataReport, DetectionIndex, check_same_categories
 from mnvision.data.loaders import check_loader_arguments, eval_loader, train_loader
+from mnvision.data.teacher_view import TeacherView
 from mnvision.errors import UserError
 from mnvision.transforms.detection import make_augment
 from mnvision.transforms.resize import as_resolution
@@ -40,9 +41,16 @@ class DetectionDataModule(pl.LightningDataModule, ABC):
         seed: Seed of order and augmentation.
         reduced_decoding: Decode large JPEGs at reduced scale where the resolution allows it.
 
+    Attributes:
+        teacher_view: Set before the loaders are made, it lets a teacher take part in training; in evaluation too
+            where there are no labels.
+        labelled: Whether there is anything to learn from but a teacher.
+
     Raises:
         UserError: A value is out of range.
     """
+
+    labelled: bool = True
 
     def __init__(
         self,
@@ -62,6 +70,7 @@ class DetectionDataModule(pl.LightningDataModule, ABC):
         self.root, self.resolution = Path(root).expanduser(), as_resolution(resolution)
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.augment, self.seed, self.reduced_decoding = make_augment(augment), seed, reduced_decoding
+        self.teacher_view: TeacherView | None = None
         self._indices: dict[Split, DetectionIndex] = {}
 
     @abstractmethod
@@ -98,7 +107,7 @@ class DetectionDataModule(pl.LightningDataModule, ABC):
         }
         for split in splits.get(stage, ()):
             index = self.index(split)
-            if split == "train" and index.crowd.all():
+            if split == "train" and self.labelled and index.crowd.all():
                 raise UserError(f"{index.report.source} has no usable box to train on")
             if split != "train" and "train" in self._indices:
                 check_same_categories(self._indices["train"], index, split)
@@ -122,10 +131,21 @@ class DetectionDataModule(pl.LightningDataModule, ABC):
         """What was found, skipped and clipped in the splits read so far."""
         return {split: index.report for split, index in self._indices.items()}
 
+    def train_dataset(self, teacher: TeacherView | None) -> DetectionDataset:
+        """The augmented training pictures, with a teacher's part as asked for."""
+        index, augment = self.index("train"), self.augment
+        return DetectionDataset(index, self.resolution, augment, self.seed, self.reduced_decoding, teacher)
+
+    def eval_dataset(self, split: Split, teacher: TeacherView | None) -> DetectionDataset:
+        """A split's pictures without augmentation, with a teacher's part as asked for."""
+        reduced = self.reduced_decoding
+        return DetectionDataset(self.index(split), self.resolution, reduced_decoding=reduced, teacher=teacher)
+
     def train_dataloader(self) -> DataLoader[DetectionBatch]:
         """Augmented, shuffled :class:`~mnvision.types.DetectionBatch` es."""
-        dataset = DetectionDataset(self.index("train"), self.resolution, self.augment, self.seed, self.reduced_decoding)
-        return train_loader(dataset, self.batch_size, self.num_workers, collate_detection, self.seed)
+        view = self.teacher_view
+        dataset, views = self.train_dataset(view), None if view is None else view.views
+        return train_loader(dataset, self.batch_size, self.num_workers, collate_detection, self.seed, views)
 
     @property
     def preprocess(self) -> dict[str, Any]:
@@ -149,7 +169,8 @@ class DetectionDataModule(pl.LightningDataModule, ABC):
         return self._eval_loader("test")
 
     def _eval_loader(self, split: Split) -> DataLoader[DetectionBatch]:
-        dataset = DetectionDataset(self.index(split), self.resolution, reduced_decoding=self.reduced_decoding)
+        judged = None if self.labelled or self.teacher_view is None else self.teacher_view.for_evaluation()
+        dataset = self.eval_dataset(split, judged)
         return eval_loader(dataset, self.eval_batch_size, self.num_workers, collate_detection)
 
     def _any_index(self) -> DetectionIndex:

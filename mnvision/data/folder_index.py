@@ -76,7 +76,7 @@ def read_image_folder(folder: Path, class_folders: Sequence[str] | None = None) 
     labels: list[int] = []
     found = FindingCounter()
     for label, name in enumerate(classes):
-        images, others = _list_images(folder, name)
+        images, others = list_images(folder, name)
         names += images
         labels += [label] * len(images)
         found.add("files that are no images skipped", others)
@@ -105,7 +105,7 @@ def split_index(index: FolderIndex, val_fraction: float, seed: int) -> tuple[Fol
     return index.take(train, "training part"), index.take(val, "validation part")
 
 
-def _list_images(folder: Path, name: str) -> tuple[list[str], list[str]]:
+def list_images(folder: Path, name: str) -> tuple[list[str], list[str]]:
     """Images below one class folder, sorted, and the other files; relative to ``folder``."""
     images: list[str] = []
     others: list[str] = []

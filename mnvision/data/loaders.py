@@ -58,10 +58,9 @@ class TrainSampler(Sampler[SampleKey]):
         world_size: int | None = None,
         views: int | None = None,
     ) -> None:
-        if views is not None and views < 1:
-            raise UserError(f"teacher.views={views}: give a whole number >= 1, or null for new views in every epoch")
+        check_views(views)
         self.length, self.seed, self.epoch, self.views = length, seed, 0, views
-        self.rank, self.world_size = _process(rank, world_size)
+        self.rank, self.world_size = process(rank, world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order and the augmentation; Lightning calls it before every epoch."""
@@ -99,7 +98,7 @@ class EvalSampler(Sampler[int]):
         return len(self._positions())
 
     def _positions(self) -> range:
-        rank, world_size = _process(self.rank, self.world_size)
+        rank, world_size = process(self.rank, self.world_size)
         return range(rank, self.length, world_size)
 
 
@@ -131,7 +130,13 @@ def eval_loader(
     dataset: Dataset[Any], batch_size: int, num_workers: int, collate: Callable[..., Any]
 ) -> DataLoader[Any]:
     """Every sample once over all processes, in order."""
-    sampler = EvalSampler(_length(dataset))
+    return ordered_loader(dataset, EvalSampler(_length(dataset)), batch_size, num_workers, collate)
+
+
+def ordered_loader(
+    dataset: Dataset[Any], sampler: Sampler[Any], batch_size: int, num_workers: int, collate: Callable[..., Any]
+) -> DataLoader[Any]:
+    """What a sampler names, in its order; the last batch may be smaller."""
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **_common(num_workers, collate, 0))
 
 
@@ -148,6 +153,16 @@ def check_loader_arguments(batch_size: int, num_workers: int, seed: int) -> None
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
+def check_views(views: int | None) -> None:
+    """Refuses a number of replayed views below 1; None, for new ones in every epoch, is fine.
+
+    Raises:
+        UserError: It is below 1, or no whole number.
+    """
+    if views is not None and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
+        raise UserError(f"teacher.views={views}: give a whole number >= 1, or null for new views in every epoch")
 
 
 def planes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
@@ -172,7 +187,8 @@ def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _process(rank: int | None, world_size: int | None) -> tuple[int, int]:
+def process(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Number of this process and of all; None asks ``torch.distributed``."""
     running = dist.is_available() and dist.is_initialized()
     rank = (dist.get_rank() if running else 0) if rank is None else rank
     world_size = (dist.get_world_size() if running else 1) if world_size is None else world_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,21 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mnvision.data.images import image_size, min_decode_size, read_image
+from mnvision.data.decoding import SampleDecoder
 from mnvision.data.index import DataReport
 from mnvision.data.loaders import (
     SampleKey,
     check_loader_arguments,
     eval_loader,
     planes,
-    sample_rng,
     train_loader,
 )
-from mnvision.data.teacher_view import TeacherView
+from mnvision.data.picture_views import PictureViews, View
+from mnvision.data.teacher_view import TeacherView, teacher_fields
 from mnvision.transforms.classification import ClassificationAugment, make_classification_augment
-from mnvision.transforms.framing import Framing, Plane, show, shown_part
+from mnvision.transforms.framing import Framing
 from mnvision.transforms.resize import as_resolution
-from mnvision.transforms.windows import Pixels, Window
 
 Split = Literal["train", "val", "test"]
 
@@ -97,8 +97,8 @@ class PictureDataset(Dataset[Sample], Generic[Source, Sample]):
         seed: int = 0,
         teacher: TeacherView | None = None,
     ) -> None:
-        self.source, self.resolution, self.framing = source, resolution, framing
-        self.augment, self.seed, self.teacher = augment, seed, teacher
+        self.source, self.resolution, self.teacher = source, resolution, teacher
+        self.views = PictureViews(resolution, framing, augment, seed)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -114,52 +114,51 @@ class PictureDataset(Dataset[Sample], Generic[Source, Sample]):
     def view(self, key: int | SampleKey) -> PictureSample:
         """The picture part of a sample."""
         position, epoch = key if isinstance(key, SampleKey) else (key, 0)
-        path = self.source.path(position)
-        rng, size = sample_rng(self.seed, epoch, position), image_size(path)
-        plane = self.framing.plane(size, self.source.landmarks(position))
-        window = None if self.augment is None else self.augment.window(rng, plane.size)
-        # A copy, so that the teacher's picture gets the very same distortion and takes no draw from the student's.
-        teachers_rng = deepcopy(rng)
-        image = self._draw(path, size, plane, window, self.resolution, rng)
-        teacher = self.teacher
-        if teacher is None:
-            return PictureSample(planes(image), position)
-        if teacher.outputs is not None:
-            return PictureSample(planes(image), position, None, teacher.outputs.read(epoch, position))
-        shown = self._draw(path, size, plane, window, teacher.resolution, teachers_rng)
+        view, teacher, decoder = self._view(position, epoch), self.teacher, SampleDecoder()
+        if teacher is None or teacher.outputs is not None:
+            outputs = None if teacher is None or teacher.outputs is None else teacher.outputs.read(epoch, position)
+            return PictureSample(planes(self.views.draw(view, decoder)), position, None, outputs)
+        # Of a copy, so that the teacher's picture gets the very same distortion and takes no draw from the student's.
+        copied = view._replace(rng=deepcopy(view.rng))
+        image = self.views.draw(view, decoder)
+        shown = self.views.draw_for_teacher(copied, teacher.resolution, decoder)
         return PictureSample(planes(image), position, planes(shown))
 
-    def _draw(
-        self,
-        path: Path,
-        size: tuple[int, int],
-        plane: Plane,
-        window: Window | None,
-        resolution: tuple[int, int],
-        rng: np.random.Generator,
-    ) -> Pixels:
-        """One view at one resolution; what it shows does not depend on any other resolution."""
-        window = self.framing.eval_window(plane.size, resolution) if window is None else window
-        decoded = read_image(path, min_decode_size(size, shown_part(plane, window), resolution))
-        image = show(decoded.pixels, size, plane, window, resolution)
-        return image if self.augment is None else self.augment.distort(rng, image)
+    def path(self, position: int) -> Path:
+        """File of one picture."""
+        return self.source.path(position)
+
+    def teacher_picture(self, key: int | SampleKey) -> Tensor:
+        """``(3, h, w)`` uint8 RGB, what a teacher sees of a sample; needs a teacher view."""
+        assert self.teacher is not None
+        position, epoch = key if isinstance(key, SampleKey) else (key, 0)
+        view = self._view(position, epoch)
+        return planes(self.views.draw_for_teacher(view, self.teacher.resolution, SampleDecoder()))
+
+    def recipe(self) -> dict[str, Any]:
+        """All that decides, beside the files' contents, what a teacher sees, as plain data."""
+        return {**self.views.recipe(), "landmarks": self._landmarks_digest()}
+
+    def _view(self, position: int, epoch: int) -> View:
+        return self.views.view(self.source.path(position), self.source.landmarks(position), position, epoch)
+
+    def _landmarks_digest(self) -> str | None:
+        """Of all landmarks; None where there are none."""
+        digest, known = hashlib.blake2b(digest_size=16), False
+        for position in range(len(self.source)):
+            points = self.source.landmarks(position)
+            known |= points is not None
+            digest.update(b"-" if points is None else np.ascontiguousarray(points, np.float64).tobytes())
+        return digest.hexdigest() if known else None
 
 
 def collate_views(views: Sequence[PictureSample]) -> dict[str, Any]:
     """The fields of a batch that come from its pictures: images, indices and what a teacher adds."""
-    batch: dict[str, Any] = {
+    return {
         "images": torch.stack([view.image for view in views]),
         "indices": torch.tensor([view.position for view in views], dtype=torch.int64),
+        **teacher_fields(views),
     }
-    teacher_images = [view.teacher_image for view in views if view.teacher_image is not None]
-    if teacher_images:
-        batch["teacher_images"] = torch.stack(teacher_images)
-    outputs = [view.teacher_outputs for view in views if view.teacher_outputs is not None]
-    if outputs:
-        batch["teacher_outputs"] = {
-            name: torch.from_numpy(np.stack([output[name] for output in outputs])) for name in outputs[0]
-        }
-    return batch
 
 
 class PictureDataModule(pl.LightningDataModule, ABC, Generic[Source]):
@@ -177,7 +176,8 @@ class PictureDataModule(pl.LightningDataModule, ABC, Generic[Source]):
         seed: Seed of order and augmentation.
 
     Attributes:
-        teacher_view: Set before the loaders are made, it lets a teacher take part in training.
+        teacher_view: Set before the loaders are made, it lets a teacher take part in training; in evaluation too
+            where there are no labels.
         labelled: Whether there is anything to learn from but a teacher.
 
     Raises:
@@ -267,9 +267,14 @@ class PictureDataModule(pl.LightningDataModule, ABC, Generic[Source]):
         dataset, views = self.train_dataset(view), None if view is None else view.views
         return train_loader(dataset, self.batch_size, self.num_workers, self.collate, self.seed, views)
 
+    def eval_dataset(self, split: Split, teacher: TeacherView | None) -> PictureDataset[Source, Any]:
+        """A split's pictures without augmentation, with a teacher's part as asked for."""
+        return self.dataset(self.source(split), None, teacher)
+
     def eval_dataloader(self, split: Split) -> DataLoader[Any]:
         """Every picture of any split once, without augmentation."""
-        dataset = self.dataset(self.source(split), None, None)
+        judged = None if self.labelled or self.teacher_view is None else self.teacher_view.for_evaluation()
+        dataset = self.eval_dataset(split, judged)
         return eval_loader(dataset, self.eval_batch_size, self.num_workers, self.collate)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -58,6 +58,17 @@ class ClassificationAugment:
         self.brightness, self.saturation = brightness, saturation
         self._extra = albumentations.Compose(list(extra)) if extra else None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain data: equal where equal streams draw the same."""
+        return {
+            "area": [float(value) for value in self.area],
+            "aspect": [float(value) for value in self.aspect],
+            "flip": float(self.flip),
+            "brightness": float(self.brightness),
+            "saturation": float(self.saturation),
+            "extra": None if self._extra is None else self._extra.to_dict(),
+        }
+
     def window(self, rng: np.random.Generator, size: tuple[int, int]) -> Window:
         """Draws the part of a picture of height and width ``size`` that is shown.
 

@@ -79,7 +79,25 @@ class DetectionAugment:
         self.crop, self.crop_min_ious = crop, tuple(crop_min_ious)
         self.crop_scale, self.crop_aspect = (crop_scale[0], crop_scale[1]), (crop_aspect[0], crop_aspect[1])
         self.mosaic, self.min_size = mosaic, min_size
+        self.colour = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        self.extra = tuple(extra)
         self._pixels = albumentations.Compose([PhotometricDistort(brightness, contrast, saturation, hue), *extra])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain data: equal where equal streams draw the same."""
+        return {
+            "flip": float(self.flip),
+            "zoom_out": float(self.zoom_out),
+            "max_zoom_out": float(self.max_zoom_out),
+            "crop": float(self.crop),
+            "crop_min_ious": [float(value) for value in self.crop_min_ious],
+            "crop_scale": [float(value) for value in self.crop_scale],
+            "crop_aspect": [float(value) for value in self.crop_aspect],
+            **{name: float(value) for name, value in self.colour.items()},
+            "mosaic": float(self.mosaic),
+            "min_size": float(self.min_size),
+            "extra": [transform.to_dict() for transform in self.extra],
+        }
 
     def window(self, rng: np.random.Generator, size: tuple[int, int], boxes: NDArray[np.float32]) -> Window:
         """Draws what is shown of a picture.
