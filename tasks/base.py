@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mnvision.checkpoints import KEY, Metadata
 from mnvision.errors import UserError
 from mnvision.optim import parameter_groups
+from tasks.distillation import Distillation
 
 
 class VisionTask(pl.LightningModule):
@@ -27,6 +28,7 @@ class VisionTask(pl.LightningModule):
         scheduler: Called with the optimizer, ``total_steps`` and ``steps_per_epoch``; ``None`` keeps the rate.
         channels_last: Memory layout of images and weights; faster on CPUs and on tensor cores.
         compile: Compile the model with ``torch.compile`` for training.
+        distillation: How it learns from a teacher, if there is one.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class VisionTask(pl.LightningModule):
         scheduler: Callable[..., LRScheduler] | None = None,
         channels_last: bool = True,
         compile: bool = False,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -45,6 +48,7 @@ class VisionTask(pl.LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._compile = compile
+        self.distillation = distillation
         # In a tuple, lest Lightning take the averaged weights for a second set of parameters to train and save.
         self._evaluated: tuple[nn.Module] = (self.model,)
 
@@ -61,10 +65,77 @@ class VisionTask(pl.LightningModule):
         """The batch's images in the task's memory layout."""
         return batch["images"].contiguous(memory_format=self.memory_format)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the data of this fit have labels to score against."""
+        data = None if self._trainer is None else self._trainer.datamodule  # type: ignore[attr-defined]
+        return getattr(data, "labelled", True)
+
+    @property
+    def label_share(self) -> float:
+        """Share of the labels' loss in training; 0 where they need not be looked at."""
+        return 1.0 if self.distillation is None else self.distillation.labels
+
+    @property
+    def _gives_maps(self) -> bool:
+        return self.distillation is not None and self.distillation.feature_targets is not None
+
+    def answers(self, batch: Any, model: Any = None) -> tuple[Any, dict[int, Tensor] | None]:
+        """Raw outputs of a batch, and the backbone's maps by stride where a teacher's maps are regressed.
+
+        Args:
+            batch: With ``images``.
+            model: The trained model, or another one of its kind.
+        """
+        model = self.model if model is None else model
+        if not self._gives_maps:
+            return model(self.pixels(batch)), None
+        maps = model.features(self.pixels(batch))
+        return model.head(maps), dict(zip(model.backbone.feature_strides, maps, strict=True))
+
+    def learned(
+        self, label_losses: Mapping[str, Tensor] | None, student: Any, batch: Any, maps: dict[int, Tensor] | None
+    ) -> Tensor:
+        """Log the losses of a training batch, the teacher's among them where there is one.
+
+        Args:
+            label_losses: ``loss`` and its parts; ``None`` where :attr:`label_share` is 0.
+            student: Raw outputs.
+            batch: As the loader gives it.
+            maps: From :meth:`answers`.
+
+        Returns:
+            The loss to learn from.
+        """
+        losses = dict(label_losses or {})
+        if self.distillation is not None:
+            losses |= self.distillation.mix(losses.get("loss"), student, batch, maps)
+        self.log_losses("train", losses, len(batch["images"]))
+        return losses["loss"]
+
+    def compare_with_teacher(self, student: Any, batch: Any, maps: dict[int, Tensor] | None) -> None:
+        """Log ``val/distill``, the only score of data without labels.
+
+        Args:
+            student: Raw outputs of the evaluated model.
+            batch: As the loader gives it.
+            maps: From :meth:`answers`.
+        """
+        assert self.distillation is not None
+        loss = self.distillation(student, batch, maps)
+        self.log("val/distill", loss, on_step=False, on_epoch=True, batch_size=len(batch["images"]), sync_dist=True)
+
+    def log_losses(self, stage: str, losses: Mapping[str, Tensor], batch_size: int) -> None:
+        """Log scalars as ``stage/name``, averaged over the epoch."""
+        named = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=stage == "val")
+
     def on_fit_start(self) -> None:
         """Compile in place, so that state-dict names stay as they are."""
         if self._compile:
-            self.model.compile()
+            model: Any = self.model
+            for part in (model.backbone, model.head) if self._gives_maps else (model,):
+                part.compile()
 
     def configure_optimizers(self) -> Any:
         """No weight decay on BatchNorm, biases and depthwise kernels; the schedule is stepped every step."""
@@ -97,6 +168,7 @@ class VisionTask(pl.LightningModule):
             raise UserError(
                 f"ckpt_path: a checkpoint of a {stored['kind']} run cannot resume a {self.metadata.kind} run"
             )
+        self.metadata.calibration = {**stored.get("calibration", {}), **self.metadata.calibration}
         own = self.state_dict()
         for key, value in checkpoint["state_dict"].items():
             if key not in own or own[key].shape != value.shape:
@@ -105,3 +177,8 @@ class VisionTask(pl.LightningModule):
                     f"ckpt_path: the checkpoint was trained with another model: {key} is {tuple(value.shape)} there "
                     f"and {have} here; repeat the overrides of its run, or use resume=RUN_DIR"
                 )
+        for key in own.keys() - checkpoint["state_dict"].keys():
+            raise UserError(
+                f"ckpt_path: the checkpoint was trained without {key}; repeat the overrides of its run, or use "
+                "resume=RUN_DIR"
+            )

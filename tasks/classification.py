@@ -17,6 +17,7 @@ from mnvision.metrics.classification import ClassificationEvaluator, Classificat
 from mnvision.models import Classifier
 from mnvision.types import ClassificationBatch
 from tasks.base import VisionTask
+from tasks.distillation import Distillation
 
 
 class ClassificationTask(VisionTask):
@@ -30,6 +31,7 @@ class ClassificationTask(VisionTask):
         scheduler: See :class:`~tasks.base.VisionTask`.
         channels_last: See :class:`~tasks.base.VisionTask`.
         compile: See :class:`~tasks.base.VisionTask`.
+        distillation: See :class:`~tasks.base.VisionTask`.
     """
 
     model: Classifier
@@ -44,8 +46,9 @@ class ClassificationTask(VisionTask):
         scheduler: Callable[..., LRScheduler] | None = None,
         channels_last: bool = True,
         compile: bool = False,
+        distillation: Distillation | None = None,
     ) -> None:
-        super().__init__(model, metadata, optimizer, scheduler, channels_last, compile)
+        super().__init__(model, metadata, optimizer, scheduler, channels_last, compile, distillation)
         self.loss = loss
         self.evaluator: ClassificationEvaluator | None = None
         self.scores: ClassificationScores | None = None
@@ -68,19 +71,22 @@ class ClassificationTask(VisionTask):
         self.label_map = torch.tensor([position[name] for name in data.class_names], device=self.device)
 
     def training_step(self, batch: ClassificationBatch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch."""
-        loss = self.loss(self.model(self.pixels(batch)).float(), batch["labels"])
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch["images"]))
-        return loss
+        """Cross-entropy of one batch, and what a teacher adds."""
+        logits, maps = self.answers(batch)
+        losses = {"loss": self.loss(logits.float(), batch["labels"])} if self.label_share > 0 else None
+        return self.learned(losses, logits, batch, maps)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous epoch's predictions."""
         self.evaluator = ClassificationEvaluator(self.metadata.class_names)
 
     def validation_step(self, batch: ClassificationBatch, batch_idx: int) -> None:
-        """Collect probabilities."""
-        assert self.evaluator is not None
+        """Collect probabilities; without labels compare with the teacher."""
         model: Any = self.evaluation_model
+        if not self.labelled:
+            logits, maps = self.answers(batch, model)
+            return self.compare_with_teacher(logits, batch, maps)
+        assert self.evaluator is not None
         logits = model(self.pixels(batch)).float()
         labels = self.label_map[batch["labels"]]
         loss = nn.functional.cross_entropy(logits, labels)
@@ -89,6 +95,8 @@ class ClassificationTask(VisionTask):
 
     def on_validation_epoch_end(self) -> None:
         """Accuracies, the same in every process."""
+        if not self.labelled:
+            return
         assert self.evaluator is not None
         self.evaluator.gather()
         self.scores = self.evaluator.compute()

@@ -20,6 +20,7 @@ from mnvision.metrics.coco_scores import CocoScores
 from mnvision.models import Detector
 from mnvision.types import DetectionBatch
 from tasks.base import VisionTask
+from tasks.distillation import Distillation
 
 log = logging.getLogger("mnvision")
 
@@ -39,6 +40,7 @@ class DetectionTask(VisionTask):
         evaluator: ``"vectorized"`` (ours) or ``"pycocotools"``; the numbers are the same.
         channels_last: See :class:`~tasks.base.VisionTask`.
         compile: See :class:`~tasks.base.VisionTask`.
+        distillation: See :class:`~tasks.base.VisionTask`.
     """
 
     model: Detector
@@ -53,8 +55,9 @@ class DetectionTask(VisionTask):
         evaluator: Literal["vectorized", "pycocotools"] = "vectorized",
         channels_last: bool = True,
         compile: bool = False,
+        distillation: Distillation | None = None,
     ) -> None:
-        super().__init__(model, metadata, optimizer, scheduler, channels_last, compile)
+        super().__init__(model, metadata, optimizer, scheduler, channels_last, compile, distillation)
         self.loss = loss
         self.backend = evaluator
         self.ground_truth: dict[str, Any] = {}
@@ -82,26 +85,32 @@ class DetectionTask(VisionTask):
         self.ground_truth = data.ground_truth(split)
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
-        """The joint loss of one batch."""
-        outputs = self.model(self.pixels(batch))
-        losses = self.loss(outputs, batch["targets"], self.model.head.default_boxes)
-        self._log_losses("train", losses, len(batch["images"]))
-        return losses["loss"]
+        """The joint loss of one batch, and what a teacher adds."""
+        outputs, maps = self.answers(batch)
+        losses = None
+        if self.label_share > 0:
+            losses = self.loss(outputs, batch["targets"], self.model.head.default_boxes)
+        return self.learned(losses, outputs, batch, maps)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous epoch's detections."""
+        if not self.labelled:
+            return
         if not self.ground_truth:
             self.prepare_evaluation(self.trainer.datamodule, "val")  # type: ignore[attr-defined]
         self.evaluator = CocoEvaluator(self.ground_truth, backend=self.backend)
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        """Collect detections in original pixels."""
-        assert self.evaluator is not None
+        """Collect detections in original pixels; without labels compare with the teacher."""
         model: Any = self.evaluation_model
+        if not self.labelled:
+            outputs, maps = self.answers(batch, model)
+            return self.compare_with_teacher(outputs, batch, maps)
+        assert self.evaluator is not None
         images = self.pixels(batch)
         outputs = model(images)
         boxes = model.head.default_boxes
-        self._log_losses("val", self.loss(outputs, batch["targets"], boxes), len(images))
+        self.log_losses("val", self.loss(outputs, batch["targets"], boxes), len(images))
         resolution = (images.shape[2], images.shape[3])
         detections = model.decoder(outputs, boxes, resolution)
         original = to_original_pixels(detections, batch["sizes"], resolution)
@@ -109,6 +118,8 @@ class DetectionTask(VisionTask):
 
     def on_validation_epoch_end(self) -> None:
         """The twelve numbers, the same in every process."""
+        if not self.labelled:
+            return
         assert self.evaluator is not None
         self.evaluator.gather()
         self.scores = self.evaluator.compute()
@@ -125,7 +136,3 @@ class DetectionTask(VisionTask):
         assert self.evaluator is not None
         assert self.scores is not None
         return detection_report(folder, self.evaluator, self.scores)
-
-    def _log_losses(self, stage: str, losses: dict[str, Tensor], batch_size: int) -> None:
-        named = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=stage == "val")

@@ -7,7 +7,10 @@ from omegaconf import DictConfig
 from tools.cli import command, merge_overrides, quoted, take
 
 # What belongs to the training of the checkpoint's run and not to measuring it.
-TRAINING = ["hydra", "trainer", "callbacks", "logger", "debug", "ckpt_path", "resume", "backbone.pretrained"]
+TRAINING = [
+    *("hydra", "trainer", "callbacks", "logger", "debug", "ckpt_path", "resume", "backbone.pretrained"),
+    *("teacher", "distill"),
+]
 
 
 def expand_checkpoint(words: list[str]) -> list[str]:

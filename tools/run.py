@@ -17,7 +17,10 @@ from mnvision.callbacks.checkpoint_io import AtomicCheckpointIO
 from mnvision.checkpoints import Metadata, load_model
 from mnvision.errors import UserError
 from mnvision.files import whole_file
+from mnvision.teachers.base import Teacher
+from mnvision.teachers.scored import ScoredTeacher
 from tasks.composition import compose_model, compose_published_classifier
+from tools.teaching import build_distillation, build_teacher, teacher_view
 
 log = logging.getLogger("mnvision")
 # Its notes on absent accelerators and logging services say nothing about the run.
@@ -58,17 +61,25 @@ def train(cfg: DictConfig) -> pl.Trainer:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = Path(cfg.paths.output_dir)
     data = build_data(cfg, "fit")
-    model, model_config = compose_model(plain(cfg.model), data.class_names)
+    teacher = build_teacher(cfg)
+    class_names = learned_classes(cfg, data, teacher)
+    model, model_config = compose_model(plain(cfg.model), class_names)
+    if not data.labelled:
+        cfg.monitor = {"metric": "val/distill", "mode": "min"}
     metadata = Metadata(
         kind=model.kind,
         model=model_config,
-        class_names=list(data.class_names),
+        class_names=class_names,
         category_ids=list(getattr(data, "category_ids", [])),
         preprocess=data.preprocess,
         run=plain(cfg),
         overrides=overrides(),
     )
-    task = instantiate(cfg.task, _convert_="all", _partial_=True)(model=model, metadata=metadata)
+    parts: dict[str, Any] = {"model": model, "metadata": metadata}
+    if teacher is not None:
+        parts["distillation"] = build_distillation(cfg, teacher, data, model, class_names)
+        data.teacher_view = teacher_view(cfg, teacher, data)
+    task = instantiate(cfg.task, _convert_="all", _partial_=True)(**parts)
     trainer = build_trainer(cfg, build_all(cfg.callbacks))
     if 0 in (trainer.max_epochs, trainer.max_steps):
         raise UserError("nothing to train: trainer.max_epochs or trainer.max_steps is 0")
@@ -85,6 +96,23 @@ def train(cfg: DictConfig) -> pl.Trainer:
     trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     _report_fit(cfg, trainer, folder)
     return trainer
+
+
+def learned_classes(cfg: DictConfig, data: Any, teacher: Teacher | None) -> list[str]:
+    """The classes to learn: those of the data, or the teacher's where these have no labels."""
+    if data.labelled:
+        return list(data.class_names)
+    if teacher is None:
+        raise UserError("the data have no labels and there is no teacher: nothing to learn from; give teacher=...")
+    if "num_classes" not in cfg.model.head:  # an embedding has no classes
+        return []
+    names = teacher.spec.class_names
+    if names is None:
+        columns = teacher.spec.outputs.get("logits") or teacher.spec.outputs.get("attribute_logits") or (0,)
+        names = tuple(f"class {number}" for number in range(columns[0]))
+        log.warning("%s does not name its classes: they are called class 0, class 1, ...", teacher.spec.name)
+    data.adopt(names)
+    return list(data.class_names)
 
 
 def _report_fit(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
@@ -126,25 +154,40 @@ def _adjusted(config: dict[str, Any], given: list[str], cfg: DictConfig) -> dict
     return config
 
 
-def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Measure a checkpoint (or a published classifier) on one split; returns the metrics."""
+def _evaluated(cfg: DictConfig) -> tuple[Any, Metadata, str]:
+    """What is to be measured: a checkpoint, a teacher, or a published classifier; and what to call it."""
     if cfg.checkpoint:
         model, metadata = load_model(cfg.checkpoint)
         given = [word for word in overrides() if word not in metadata.overrides]
         adjusted = _adjusted(metadata.model, given, cfg)
         if adjusted != metadata.model:
             model, metadata = load_model(cfg.checkpoint, adjusted)
-    else:
-        model, metadata = compose_published_classifier(plain(cfg.model))
+        return model, metadata, str(cfg.checkpoint)
+    teacher = build_teacher(cfg)
+    if teacher is None:
+        return *compose_published_classifier(plain(cfg.model)), str(cfg.backbone.pretrained)
+    model = ScoredTeacher(teacher)
+    return model, Metadata(model.kind, {}, list(teacher.spec.class_names or [])), teacher.spec.name
+
+
+def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """Measure a checkpoint, a teacher or a published classifier on one split; returns the metrics."""
+    model, metadata, name = _evaluated(cfg)
     wanted = locate(cfg.model._target_).kind  # type: ignore[attr-defined]
     if model.kind != wanted:
         raise UserError(
-            f"{cfg.checkpoint or cfg.backbone.pretrained} is a {model.kind} model, but this task is {wanted}: "
-            f"leave out task=..., or give one of {model.kind}"
+            f"{name} is a {model.kind} model, but this task is {wanted}: leave out task=..., or give one of "
+            f"{model.kind}"
         )
     cfg.backbone.resolution = model.backbone.resolution
     folder = Path(cfg.paths.output_dir)
     data = build_data(cfg, "validate" if cfg.split != "test" else "test")
+    if not data.labelled:
+        raise UserError(f"{data.root} has no labels to score against: give data=NAME and data.root=PATH of a set with")
+    if metadata.preprocess and metadata.preprocess != data.preprocess:
+        log.warning(
+            "%s was trained on pictures laid out by %s, these by %s", name, metadata.preprocess, data.preprocess
+        )
     task = instantiate(cfg.task, _convert_="all", _partial_=True)(model=model, metadata=metadata)
     task.prepare_evaluation(data, cfg.split)
     cfg.logger = None
