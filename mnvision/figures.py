@@ -20,7 +20,7 @@ from mnvision.errors import UserError
 from mnvision.files import whole_file
 from mnvision.metrics.coco_scores import CocoScores
 
-_DPI = 120
+DPI = 120
 _NAMED_CURVES = 10
 _NUMBERED_CELLS = 25
 _LONGEST_NAME = 22
@@ -51,7 +51,7 @@ def save_pr_curves(scores: CocoScores, path: Path | str) -> None:
     for index in set(ranking).difference(named):
         axes.plot(recall, curves[:, index], color="0.82", linewidth=0.7, zorder=1)
     for place, index in enumerate(named):
-        label = f"{_text(names[index])}  {areas[index]:.3f}"
+        label = f"{label_text(names[index])}  {areas[index]:.3f}"
         axes.plot(recall, curves[:, index], color=colormaps["tab10"](place % 10), linewidth=1.4, label=label)
     if defined:
         label = f"mean of {len(defined)}  {np.mean(list(areas.values())):.3f}"
@@ -66,7 +66,7 @@ def save_pr_curves(scores: CocoScores, path: Path | str) -> None:
         ylim=(0, 1.02),
     )
     axes.grid(alpha=0.25)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_confusion_matrix(
@@ -86,7 +86,7 @@ def save_confusion_matrix(
     Raises:
         UserError: The matrix does not fit the names, or the file cannot be written.
     """
-    names = [_text(name) for name in class_names]
+    names = [label_text(name) for name in class_names]
     if matrix.shape == (len(names) + 1, len(names) + 1):
         names.append(_BACKGROUND)
     if matrix.shape != (len(names), len(names)):
@@ -98,7 +98,7 @@ def save_confusion_matrix(
     font = 9 if len(names) <= _NUMBERED_CELLS else 7
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
     axes.set_yticks(range(len(names)), names, fontsize=font)
-    axes.set(xlabel="Predicted", ylabel="True", title=_text(title, 80))
+    axes.set(xlabel="Predicted", ylabel="True", title=label_text(title, 80))
     if len(names) <= _NUMBERED_CELLS:
         _write_counts(axes, matrix, shares)
     else:
@@ -107,7 +107,7 @@ def save_confusion_matrix(
         axes.grid(which="minor", color="0.9", linewidth=0.3)
         axes.tick_params(which="minor", length=0)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, label="Share of the true class")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _write_counts(axes: Axes, matrix: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
@@ -144,13 +144,13 @@ def save_training_curves(metrics_csv: Path | str, path: Path | str) -> None:
         raise UserError(f"{metrics_csv} has no columns such as train/loss; nothing to draw")
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
-    figure = Figure(figsize=(1.0 + 3.9 * across, 2.9 * down), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(1.0 + 3.9 * across, 2.9 * down), dpi=DPI, layout="constrained")
     grid = figure.subplots(down, across, squeeze=False).ravel()
     for axes, (metric, curves) in zip(grid, panels.items()):
         _draw_panel(axes, metric, epochs, curves)
     for axes in grid[len(panels) :]:
         axes.remove()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_panel(
@@ -164,14 +164,14 @@ def _draw_panel(
         axes.plot(
             epochs[known],
             values[known],
-            label=_text(stage),
+            label=label_text(stage),
             color=colors.get(stage),
             marker=marker,
             markersize=3,
         )
     if metric == "lr" and all((values[np.isfinite(values)] > 0).all() for values in curves.values()):
         axes.set_yscale("log")
-    axes.set_title(_text(metric, 40), fontsize=10)
+    axes.set_title(label_text(metric, 40), fontsize=10)
     axes.set_xlabel("Epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
@@ -198,11 +198,16 @@ def _read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots()
 
 
-def _save(figure: Figure, path: Path | str) -> None:
+def save_figure(figure: Figure, path: Path | str) -> None:
+    """Write a figure as a PNG, whole or not at all, without a display.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     FigureCanvasAgg(figure)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
@@ -214,7 +219,7 @@ def _characters() -> frozenset[int]:
     return frozenset(get_font(findfont("sans\\-serif")).get_charmap())
 
 
-def _text(name: str, longest: int = _LONGEST_NAME) -> str:
+def label_text(name: str, longest: int = _LONGEST_NAME) -> str:
     """A name that matplotlib draws as it stands: no formulas, no unknown characters, not too long."""
     drawable = "".join(character if ord(character) in _characters() else "?" for character in name)
     if len(drawable) > longest:

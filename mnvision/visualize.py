@@ -61,7 +61,7 @@ def draw_detections(
     Raises:
         UserError: The picture is not ``(H, W, 3)`` uint8, or the arrays' lengths differ.
     """
-    _check(image)
+    check_picture(image)
     count = len(boxes)
     if len(labels) != count or (scores is not None and len(scores) != count):
         given = len(labels if scores is None else scores)
@@ -84,7 +84,12 @@ def draw_detections(
     return _draw_captions(canvas, captions)
 
 
-def _check(image: NDArray[np.uint8]) -> None:
+def check_picture(image: NDArray[np.uint8]) -> None:
+    """Refuse what is no picture.
+
+    Raises:
+        UserError: Not ``(H, W, 3)`` uint8.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise UserError(f"picture has shape {image.shape} and type {image.dtype}; expected (H, W, 3) uint8")
 
@@ -98,7 +103,8 @@ def _inside(box: NDArray[np.floating], width: int, height: int) -> tuple[int, in
 
 
 @lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def caption_font(size: int) -> ImageFont.FreeTypeFont:
+    """Letters of that many pixels."""
     # The font that comes with matplotlib: Pillow's own lacks even accented Latin letters. A character that it
     # does not have either is drawn as an empty box.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
@@ -111,9 +117,9 @@ def _draw_captions(
     height, width = canvas.shape[:2]
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
-    font = _font(int(np.clip(min(height, width) / 28, 10, 40)))
+    font = caption_font(int(np.clip(min(height, width) / 28, 10, 40)))
     for caption, (left, top, _, bottom), color in captions:
-        text = _shortened(draw, " ".join(caption.split()), font, width - 4)
+        text = shortened(draw, " ".join(caption.split()), font, width - 4)
         # The same height for all letters, so that captions do not dance.
         ascent, descent = draw.textbbox((0, 0), "Ág", font=font)[1::2]
         box_width, box_height = round(draw.textlength(text, font=font)) + 4, round(descent - ascent) + 4
@@ -124,7 +130,8 @@ def _draw_captions(
     return np.array(picture)
 
 
-def _shortened(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
+def shortened(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
+    """A text cut to ``room`` pixels."""
     if draw.textlength(text, font=font) <= room:
         return text
     while text and draw.textlength(text + "..", font=font) > room:
@@ -164,7 +171,7 @@ def contact_sheet(
     down = -(-len(images) // across)
     sheet = np.full((down * (cell + gap) + gap, across * (cell + gap) + gap, 3), 255, np.uint8)
     for index, image in enumerate(images):
-        _check(image)
+        check_picture(image)
         scale = cell / max(image.shape[:2])
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 from mnvision.files import whole_file
+from mnvision.metrics.attribute_scores import AttributeMetrics, AttributeRow
 from mnvision.metrics.classification import ClassificationScores
 from mnvision.metrics.coco import CocoEvaluator
 from mnvision.metrics.coco_scores import CocoScores
@@ -28,7 +30,7 @@ def detection_report(folder: Path, evaluator: CocoEvaluator, scores: CocoScores)
     save_pr_curves(scores, folder / "figures" / "precision_recall.png")
     matrix = evaluator.confusion(CONFUSION_SCORE)
     save_confusion_matrix(matrix, list(scores.per_class), folder / "figures" / "confusion.png")
-    return [*scores.table().splitlines(), *_class_lines("AP", scores.per_class)]
+    return [*scores.table().splitlines(), *_ranked_lines("AP per class", scores.per_class)]
 
 
 def classification_report(folder: Path, scores: ClassificationScores) -> list[str]:
@@ -38,7 +40,22 @@ def classification_report(folder: Path, scores: ClassificationScores) -> list[st
     _write_json(folder / "metrics.json", scores.to_dict())
     _write_per_class(folder / "per_class.csv", "top1", scores.per_class)
     save_confusion_matrix(scores.confusion, list(scores.per_class), folder / "figures" / "confusion.png")
-    return [*scores.table().splitlines(), *_class_lines("top-1", scores.per_class)]
+    return [*scores.table().splitlines(), *_ranked_lines("top-1 per class", scores.per_class)]
+
+
+def attribute_report(folder: Path, scores: AttributeMetrics) -> list[str]:
+    """Write ``metrics.json``, ``per_attribute.csv`` and figures; return the terminal's lines."""
+    from mnvision.figures_faces import save_attribute_bars, save_reliability
+
+    _write_json(folder / "metrics.json", scores.to_dict())
+    with whole_file(folder / "per_attribute.csv") as partial, partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["attribute", *(column.name for column in fields(AttributeRow))])
+        writer.writerows([name, *astuple(row)] for name, row in scores.per_attribute.items())
+    save_reliability(scores.reliability, folder / "figures" / "reliability.png")
+    save_attribute_bars(scores, folder / "figures" / "average_precision.png")
+    per_attribute = {name: row.ap for name, row in scores.per_attribute.items()}
+    return [*scores.table().splitlines(), *_ranked_lines("AP per attribute", per_attribute)]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -53,10 +70,10 @@ def _write_per_class(path: Path, metric: str, per_class: Mapping[str, float]) ->
         writer.writerows(per_class.items())
 
 
-def _class_lines(metric: str, per_class: Mapping[str, float]) -> list[str]:
+def _ranked_lines(title: str, per_class: Mapping[str, float]) -> list[str]:
     """All classes where they are few, else the best and the worst; -1 stands for classes without samples."""
     ranked = sorted(((v, k) for k, v in per_class.items() if v >= 0), reverse=True)
     lines = [f"  {name:<20} {value:.3f}" for value, name in ranked]
     if len(lines) > 4 * WORST:
         lines = [*lines[:WORST], "  ...", *lines[-WORST:]]
-    return [f"{metric} per class:", *lines]
+    return [f"{title}:", *lines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -11,14 +12,14 @@ from tools.cli import command, quoted
 PATHS = ("checkpoint", "input", "output")
 
 
-def literal_paths(words: list[str]) -> list[str]:
+def literal_paths(words: list[str], keys: Sequence[str] = PATHS) -> list[str]:
     """Quote the paths among command-line words: Hydra reads commas, brackets and spaces in its own way."""
-    return [_literal(word) for word in words]
+    return [_literal(word, keys) for word in words]
 
 
-def _literal(word: str) -> str:
+def _literal(word: str, keys: Sequence[str]) -> str:
     key, equals, value = word.partition("=")
-    if not equals or key not in PATHS or value[:1] in ("'", '"') or value == "null":
+    if not equals or key not in keys or value[:1] in ("'", '"') or value == "null":
         return word
     return f"{key}={quoted(value)}"
 
@@ -47,6 +48,7 @@ def main(cfg: DictConfig) -> None:
         topk=cfg.topk,
         recursive=cfg.recursive,
         stride=cfg.stride,
+        attributes=cfg.attributes,
     )
     predictor = load_predictor(cfg.checkpoint, cfg.device)
     run, unit = (predict_video, "frame") if is_video(cfg.input) else (predict_pictures, "picture")

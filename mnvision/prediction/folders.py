@@ -23,8 +23,8 @@ from mnvision.prediction.inputs import Pictures, find_pictures
 from mnvision.prediction.pictures import PictureWriter, result_folders
 from mnvision.prediction.predictor import DetectionPredictor, Predictor, check_positive
 from mnvision.prediction.preprocess import Prepared
-from mnvision.prediction.records import Prediction, Records, open_records
-from mnvision.prediction.results import ImageClasses
+from mnvision.prediction.records import Records, open_records
+from mnvision.prediction.results import AttributeChoice, ImageResult, Shown
 
 Item = TypeVar("Item")
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -44,6 +44,7 @@ class Options:
         topk: Classes per picture in the results of a classifier.
         recursive: Look into subfolders of a folder.
         stride: Of a video, every which frame is predicted on and written.
+        attributes: Of a face, drawn beside it: "above" their thresholds, or "all".
     """
 
     output: Path
@@ -55,6 +56,16 @@ class Options:
     topk: int = 5
     recursive: bool = True
     stride: int = 1
+    attributes: AttributeChoice = "above"
+
+    @property
+    def shown(self) -> Shown:
+        """How much of a result is written or drawn.
+
+        Raises:
+            UserError: An unknown word.
+        """
+        return Shown(self.topk, self.attributes)
 
     def check(self, predictor: Predictor[Any]) -> None:
         """Refuse what does not go together before anything is written.
@@ -70,6 +81,7 @@ class Options:
         if self.crops and not isinstance(predictor, DetectionPredictor):
             raise UserError(f"crops=true is for detectors; this is a {predictor.kind} checkpoint")
         predictor.check_threshold(self.score_threshold)
+        _ = self.shown
 
 
 @dataclass
@@ -78,7 +90,8 @@ class Summary:
 
     Attributes:
         done: Pictures or frames predicted on.
-        classes: Detections of each class; of a classifier, pictures whose most probable class it is.
+        classes: Detections of each class; of a classifier, pictures whose most probable class it is; pictures that
+            have an attribute.
         skipped: Pictures that could not be read.
         first_problem: Why, for the first of them.
         seconds: Time taken.
@@ -92,11 +105,10 @@ class Summary:
     seconds: float = 0.0
     written: list[str] = field(default_factory=list)
 
-    def count(self, result: Prediction) -> None:
+    def count(self, result: ImageResult) -> None:
         """Add one picture."""
         self.done += 1
-        entries = result.top(1) if isinstance(result, ImageClasses) else result
-        self.classes.update(entry.name for entry in entries)
+        self.classes.update(result.found())
 
     def line(self, unit: str) -> str:
         """One line for the terminal; ``unit`` is "picture" or "frame"."""
@@ -118,19 +130,21 @@ def predict_pictures(predictor: Predictor[Any], source: str | Path, options: Opt
         predictor: From :func:`mnvision.load`.
         source: See :func:`~mnvision.prediction.inputs.find_pictures`.
         options: What is written.
-        console: Gets the progress bar, the unreadable pictures, and the classes of classified pictures.
+        console: Gets the progress bar, the unreadable pictures, and the classes or attributes of pictures.
 
     Raises:
         UserError: No picture, none that can be read, a result that cannot be written, or wrong options.
     """
     options.check(predictor)
+    if predictor.note:
+        say(console, predictor.note)
     pictures = find_pictures(source, options.recursive, result_folders(options.output))
     if pictures.left_out:
         console.print(f"{pictures.left_out} files left out: earlier results, or no pictures by their name")
-    writer = PictureWriter(options.output, pictures.names, options.save_images, options.crops)
+    writer = PictureWriter(options.output, pictures.names, options.save_images, options.crops, options.shown)
     summary, start = Summary(), time.perf_counter()
     with (
-        open_records(options.file_format, options.output, predictor, options.topk) as records,
+        open_records(options.file_format, options.output, predictor, options.shown) as records,
         disk_errors(options.output),
         progress_bar(console) as progress,
     ):
@@ -157,10 +171,10 @@ class _Outputs:
         say(self.progress.console, f"skipped: {error}")
         self.progress.advance(self.bar)
 
-    def add(self, position: int, name: str, result: Prediction) -> None:
+    def add(self, position: int, name: str, result: ImageResult) -> None:
         self.records.add(position, name, result, {})
         self.summary.count(result)
-        if isinstance(result, ImageClasses):
+        if result.printed:
             say(self.progress.console, str(result))
         self.progress.advance(self.bar)
 
@@ -215,7 +229,7 @@ def _readable(
             yield position, picture
 
 
-def _save(writer: PictureWriter, picture: Prepared, result: Prediction, name: str) -> None:
+def _save(writer: PictureWriter, picture: Prepared, result: ImageResult, name: str) -> None:
     # Decoded once more: whole pictures of a batch of large photos would take gigabytes.
     assert picture.path is not None
     writer.save(read_image(picture.path).pixels, result, name)

@@ -9,39 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from mnvision.errors import UserError
 from mnvision.files import whole_file
-from mnvision.prediction.results import ImageClasses, ImageDetections
-from mnvision.visualize import draw_detections
+from mnvision.prediction.results import ImageDetections, ImageResult, Pixels, Shown
 
-Pixels = NDArray[np.uint8]
+_AS_USUAL = Shown()
 _WRITTEN_AS_IS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
-
-def annotate(pixels: Pixels, result: ImageDetections | ImageClasses) -> Pixels:
-    """A copy of a picture ``(h, w, 3)`` uint8 RGB with what was predicted.
-
-    Detections become boxes with name and score; a classified picture a frame and its most probable class.
-    """
-    names = {}
-    if isinstance(result, ImageClasses):
-        best = result.top(1)[0]
-        height, width = result.size
-        entries = [((0.0, 0.0, float(width), float(height)), best.label, best.probability)]
-        names[best.label] = best.name
-    else:
-        entries = [(found.box, found.label, found.score) for found in result]
-        names.update({found.label: found.name for found in result})
-    return draw_detections(
-        pixels,
-        np.array([box for box, _, _ in entries], np.float64).reshape(-1, 4),
-        np.array([label for _, label, _ in entries], np.int64),
-        np.array([score for _, _, score in entries], np.float64),
-        [names.get(label, "") for label in range(max(names, default=-1) + 1)],
-    )
 
 
 def crop(pixels: Pixels, box: tuple[float, float, float, float]) -> Pixels:
@@ -62,11 +36,19 @@ class PictureWriter:
         names: All names to come: where two differ in their suffix only, the crops keep it.
         images: Whether annotated copies are written.
         crops: Whether crops are written.
+        shown: How much is drawn.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str] = (), images: bool = True, crops: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: Iterable[str] = (),
+        images: bool = True,
+        crops: bool = False,
+        shown: Shown = _AS_USUAL,
+    ) -> None:
         self.images_folder, self.crops_folder = result_folders(folder)
-        self.images, self.crops = images, crops
+        self.images, self.crops, self.shown = images, crops, shown
         stems = Counter(str(PurePath(name).with_suffix("")) for name in names) if crops else {}
         self._shared_stems = {stem for stem, count in stems.items() if count > 1}
 
@@ -76,7 +58,7 @@ class PictureWriter:
         folders = ((self.images, self.images_folder), (self.crops, self.crops_folder))
         return [f"{folder.name}/" for wanted, folder in folders if wanted and folder.is_dir()]
 
-    def save(self, pixels: Pixels, result: ImageDetections | ImageClasses, name: str) -> None:
+    def save(self, pixels: Pixels, result: ImageResult, name: str) -> None:
         """Write what was asked for of one picture.
 
         Args:
@@ -87,7 +69,7 @@ class PictureWriter:
         if self.images:
             suffix = PurePath(name).suffix.lower()
             target = self.images_folder / (name if suffix in _WRITTEN_AS_IS else f"{name}.png")
-            write_picture(target, annotate(pixels, result))
+            write_picture(target, result.draw(pixels, self.shown))
         if self.crops and isinstance(result, ImageDetections):
             self.save_crops(pixels, result, name)
 

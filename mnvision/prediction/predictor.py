@@ -15,14 +15,14 @@ from torch import Tensor
 from mnvision.boxes.rescale import to_original_pixels
 from mnvision.checkpoints import Metadata, load_model
 from mnvision.errors import UserError
-from mnvision.models import Classifier, Detector
+from mnvision.models import AttributeClassifier, Classifier, Detector, Embedder
 from mnvision.prediction.preprocess import Prepared, Preprocess, Source
-from mnvision.prediction.results import Detection, ImageClasses, ImageDetections
+from mnvision.prediction.results import Detection, ImageClasses, ImageDetections, ImageResult
 
 SCORE_THRESHOLD = 0.3
 """Detections that people look at; evaluation keeps everything above the decoder's own, lower threshold."""
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", bound=ImageResult)
 
 _PREDICTORS = {
     "detection": (__name__, "DetectionPredictor"),
@@ -40,19 +40,26 @@ class Predictor(ABC, Generic[Result]):
         metadata: Of its checkpoint.
         device: Where the model runs: "cpu", "cuda", "cuda:1", ..., or "auto" for CUDA where there is one.
 
+    Attributes:
+        note: What a user should know before relying on the answers; mostly nothing.
+
     Raises:
         UserError: An unknown or absent device, or metadata that contradict the model.
     """
 
     kind: ClassVar[str]
+    result_type: ClassVar[type[ImageResult]]
+    note: str = ""
 
-    def __init__(self, model: Detector | Classifier, metadata: Metadata, device: str = "cpu") -> None:
+    def __init__(
+        self, model: Detector | Classifier | AttributeClassifier | Embedder, metadata: Metadata, device: str = "cpu"
+    ) -> None:
         self.device = as_device(device)
         self.metadata = metadata
         self.class_names = tuple(metadata.class_names)
         self.resolution = model.resolution
         self.preprocess = Preprocess(metadata.preprocess, self.resolution)
-        outputs = model.head.num_classes
+        outputs = getattr(model.head, "num_classes", 0)  # an embedding has none
         if len(self.class_names) != outputs:
             raise UserError(f"{len(self.class_names)} class names for a model of {outputs} classes")
         model.eval().to(self.device).to(memory_format=torch.channels_last)
@@ -125,6 +132,7 @@ class DetectionPredictor(Predictor[ImageDetections]):
     """
 
     kind = "detection"
+    result_type = ImageDetections
 
     def __init__(self, model: Detector, metadata: Metadata, device: str = "cpu") -> None:
         super().__init__(model, metadata, device)
@@ -188,6 +196,7 @@ class ClassificationPredictor(Predictor[ImageClasses]):
     """
 
     kind = "classification"
+    result_type = ImageClasses
 
     def __init__(self, model: Classifier, metadata: Metadata, device: str = "cpu") -> None:
         super().__init__(model, metadata, device)

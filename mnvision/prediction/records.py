@@ -14,14 +14,9 @@ from typing import Any, Self, TextIO
 from mnvision.errors import UserError
 from mnvision.files import whole_file
 from mnvision.prediction.predictor import DetectionPredictor, Predictor
-from mnvision.prediction.results import ImageClasses, ImageDetections
+from mnvision.prediction.results import ImageDetections, ImageResult, Shown
 
 FORMATS = ("json", "csv", "coco")
-
-_DETECTION_COLUMNS = ("label", "name", "score", "x1", "y1", "x2", "y2")
-_CLASS_COLUMNS = ("rank", "label", "name", "probability")
-
-Prediction = ImageDetections | ImageClasses
 
 
 class Records(ABC):
@@ -56,7 +51,7 @@ class Records(ABC):
         self._stack.__exit__(kind, error, trace)
 
     @abstractmethod
-    def add(self, position: int, name: str, result: Prediction, extra: dict[str, Any]) -> None:
+    def add(self, position: int, name: str, result: ImageResult, extra: dict[str, Any]) -> None:
         """Write one picture.
 
         Args:
@@ -91,18 +86,17 @@ class JsonRecords(Records):
 
     Args:
         folder: Where the file goes.
-        topk: Classes per picture of a classifier.
+        shown: How much of a result is written.
     """
 
-    def __init__(self, folder: Path, topk: int) -> None:
+    def __init__(self, folder: Path, shown: Shown) -> None:
         super().__init__()
-        self._topk = topk
+        self._shown = shown
         self._list = _JsonList(self._open(folder / "predictions.json"))
 
-    def add(self, position: int, name: str, result: Prediction, extra: dict[str, Any]) -> None:
+    def add(self, position: int, name: str, result: ImageResult, extra: dict[str, Any]) -> None:
         """See :meth:`Records.add`."""
-        data = result.to_dict(self._topk) if isinstance(result, ImageClasses) else result.to_dict()
-        self._list.add({**data, "path": name, **extra})
+        self._list.add({**result.record(self._shown), "path": name, **extra})
 
     def finish(self) -> None:
         """Close the list."""
@@ -110,33 +104,27 @@ class JsonRecords(Records):
 
 
 class CsvRecords(Records):
-    """``predictions.csv``: one row per detection, or per class among the ``topk`` of a picture.
+    """``predictions.csv``: the rows of every result; what they hold, its class says.
 
     Args:
         folder: Where the file goes.
-        topk: Classes per picture of a classifier.
-        kind: "detection" or "classification".
+        shown: How much of a result is written.
+        columns: Of a result's rows.
         extra: Names of further columns.
     """
 
-    def __init__(self, folder: Path, topk: int, kind: str, extra: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, shown: Shown, columns: Sequence[str], extra: Sequence[str] = ()) -> None:
         super().__init__()
-        self._topk, self._extra = topk, tuple(extra)
+        self._shown, self._extra = shown, tuple(extra)
         self._file = self._open(folder / "predictions.csv")
         self._rows = csv.writer(self._file)
-        own = _DETECTION_COLUMNS if kind == "detection" else _CLASS_COLUMNS
-        self._rows.writerow(["path", *self._extra, "width", "height", *own])
+        self._rows.writerow(["path", *self._extra, "width", "height", *columns])
 
-    def add(self, position: int, name: str, result: Prediction, extra: dict[str, Any]) -> None:
+    def add(self, position: int, name: str, result: ImageResult, extra: dict[str, Any]) -> None:
         """See :meth:`Records.add`."""
         height, width = result.size
         first = [name, *(extra[column] for column in self._extra), width, height]
-        if isinstance(result, ImageClasses):
-            rows = [[rank, *item.to_dict().values()] for rank, item in enumerate(result.top(self._topk), 1)]
-        else:
-            items = [found.to_dict() for found in result]
-            rows = [[item["label"], item["name"], item["score"], *item["box"]] for item in items]
-        self._rows.writerows(first + row for row in rows)
+        self._rows.writerows(first + row for row in result.rows(self._shown))
 
     def finish(self) -> None:
         """A table has no last line of its own: only see that all rows are written while errors still count."""
@@ -163,7 +151,7 @@ class CocoRecords(Records):
         after = f'],\n"categories": {json.dumps(categories, ensure_ascii=False)}}}'
         self._images = _JsonList(self._open(folder / "images.json"), '{"images": [', after)
 
-    def add(self, position: int, name: str, result: Prediction, extra: dict[str, Any]) -> None:
+    def add(self, position: int, name: str, result: ImageResult, extra: dict[str, Any]) -> None:
         """See :meth:`Records.add`."""
         assert isinstance(result, ImageDetections)
         height, width = result.size
@@ -186,26 +174,27 @@ class CocoRecords(Records):
 
 
 def open_records(
-    file_format: str, folder: Path, predictor: Predictor[Any], topk: int = 5, extra: Sequence[str] = ()
+    file_format: str, folder: Path, predictor: Predictor[Any], shown: Shown, extra: Sequence[str] = ()
 ) -> Records:
     """The writer of a format.
 
     Args:
         file_format: "json", "csv" or "coco".
         folder: Where the files go.
-        predictor: Its kind decides the columns.
-        topk: Classes per picture of a classifier.
+        predictor: Its results decide the columns.
+        shown: How much of a result is written.
         extra: Names of the extra fields that every picture will have.
 
     Raises:
-        UserError: An unknown format, or COCO results of a classifier.
+        UserError: An unknown format, or COCO results of something else than a detector.
     """
     if file_format not in FORMATS:
         raise UserError(f"format={file_format}: choose one of {', '.join(FORMATS)}")
     if file_format == "json":
-        return JsonRecords(folder, topk)
+        return JsonRecords(folder, shown)
     if file_format == "csv":
-        return CsvRecords(folder, topk, predictor.kind, extra)
+        columns = predictor.result_type.columns(predictor.class_names)
+        return CsvRecords(folder, shown, columns, extra)
     if not isinstance(predictor, DetectionPredictor):
         raise UserError(f"format=coco is for detectors; this is a {predictor.kind} checkpoint: use json or csv")
     return CocoRecords(folder, predictor)

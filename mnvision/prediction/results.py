@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mnvision.errors import UserError
+
+Pixels = NDArray[np.uint8]
+AttributeChoice = Literal["above", "all"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How much of a result is written or drawn.
+
+    Attributes:
+        topk: Classes of a classified picture in files.
+        attributes: Drawn beside a picture: those that it has ("above" their thresholds) or "all".
+    """
+
+    topk: int = 5
+    attributes: AttributeChoice = "above"
+
+    def __post_init__(self) -> None:
+        if self.attributes not in get_args(AttributeChoice):
+            raise UserError(f"attributes={self.attributes}: choose one of {', '.join(get_args(AttributeChoice))}")
+
+
+@dataclass(frozen=True)
+class ImageResult(ABC):
+    """What was predicted for one picture, and how that is written and drawn.
+
+    Attributes:
+        path: The file; None for pixels from memory.
+        size: Height and width of the original picture.
+    """
+
+    printed: ClassVar[bool] = False
+    """Whether the result is one line's worth, and is printed as the picture is done."""
+
+    path: Path | None
+    size: tuple[int, int]
+
+    @staticmethod
+    @abstractmethod
+    def columns(class_names: Sequence[str]) -> tuple[str, ...]:
+        """Names of the columns of :meth:`rows`, for a model of these classes."""
+
+    @abstractmethod
+    def rows(self, shown: Shown) -> list[list[Any]]:
+        """The result as rows of a table; none where nothing was found."""
+
+    @abstractmethod
+    def record(self, shown: Shown) -> dict[str, Any]:
+        """The result as plain data."""
+
+    @abstractmethod
+    def found(self) -> list[str]:
+        """Names to count over many pictures."""
+
+    @abstractmethod
+    def draw(self, pixels: Pixels, shown: Shown) -> Pixels:
+        """A copy of the picture ``(h, w, 3)`` uint8 RGB with the result in it or beside it."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +97,13 @@ class Detection:
 
 
 @dataclass(frozen=True)
-class ImageDetections:
+class ImageDetections(ImageResult):
     """All objects found in one picture, best score first.
 
     Attributes:
-        path: The file; None for pixels from memory.
-        size: Height and width of the original picture.
         detections: What was found; also reached by iterating, by ``len`` and by an index.
     """
 
-    path: Path | None
-    size: tuple[int, int]
     detections: tuple[Detection, ...]
 
     def __len__(self) -> int:
@@ -62,12 +118,34 @@ class ImageDetections:
     def to_dict(self) -> dict[str, Any]:
         """Plain data: path, size (height, width) and a list of detections."""
         return {
-            **_picture(self.path, self.size),
+            **picture_fields(self.path, self.size),
             "detections": [found.to_dict() for found in self.detections],
         }
 
+    @staticmethod
+    def columns(class_names: Sequence[str]) -> tuple[str, ...]:
+        """See :meth:`ImageResult.columns`."""
+        return ("label", "name", "score", "x1", "y1", "x2", "y2")
+
+    def rows(self, shown: Shown) -> list[list[Any]]:
+        """One row per detection."""
+        items = [found.to_dict() for found in self.detections]
+        return [[item["label"], item["name"], item["score"], *item["box"]] for item in items]
+
+    def record(self, shown: Shown) -> dict[str, Any]:
+        """See :meth:`to_dict`."""
+        return self.to_dict()
+
+    def found(self) -> list[str]:
+        """The class of every detection."""
+        return [found.name for found in self.detections]
+
+    def draw(self, pixels: Pixels, shown: Shown) -> Pixels:
+        """Boxes with name and score."""
+        return _draw_boxes(pixels, [(found.box, found.label, found.score, found.name) for found in self.detections])
+
     def __str__(self) -> str:
-        return f"{_title(self.path, self.size)}: {', '.join(map(str, self.detections)) or 'nothing found'}"
+        return f"{picture_title(self.path, self.size)}: {', '.join(map(str, self.detections)) or 'nothing found'}"
 
 
 @dataclass(frozen=True)
@@ -93,18 +171,16 @@ class ClassProbability:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageClasses:
+class ImageClasses(ImageResult):
     """How probable each class is for one picture.
 
     Attributes:
-        path: The file; None for pixels from memory.
-        size: Height and width of the original picture.
         probabilities: ``(K,)`` float32, sum 1.
         class_names: K names.
     """
 
-    path: Path | None
-    size: tuple[int, int]
+    printed: ClassVar[bool] = True
+
     probabilities: NDArray[np.float32]
     class_names: tuple[str, ...]
 
@@ -115,15 +191,54 @@ class ImageClasses:
 
     def to_dict(self, k: int = 5) -> dict[str, Any]:
         """Plain data: path, size (height, width) and the ``k`` most probable classes."""
-        return {**_picture(self.path, self.size), "classes": [entry.to_dict() for entry in self.top(k)]}
+        return {**picture_fields(self.path, self.size), "classes": [entry.to_dict() for entry in self.top(k)]}
+
+    @staticmethod
+    def columns(class_names: Sequence[str]) -> tuple[str, ...]:
+        """See :meth:`ImageResult.columns`."""
+        return ("rank", "label", "name", "probability")
+
+    def rows(self, shown: Shown) -> list[list[Any]]:
+        """One row per class among the most probable ones."""
+        return [[rank, *entry.to_dict().values()] for rank, entry in enumerate(self.top(shown.topk), 1)]
+
+    def record(self, shown: Shown) -> dict[str, Any]:
+        """See :meth:`to_dict`."""
+        return self.to_dict(shown.topk)
+
+    def found(self) -> list[str]:
+        """The most probable class."""
+        return [self.top(1)[0].name]
+
+    def draw(self, pixels: Pixels, shown: Shown) -> Pixels:
+        """A frame with the most probable class."""
+        best = self.top(1)[0]
+        frame = (0.0, 0.0, float(self.size[1]), float(self.size[0]))
+        return _draw_boxes(pixels, [(frame, best.label, best.probability, best.name)])
 
     def __str__(self) -> str:
-        return f"{_title(self.path, self.size)}: {', '.join(map(str, self.top()))}"
+        return f"{picture_title(self.path, self.size)}: {', '.join(map(str, self.top()))}"
 
 
-def _picture(path: Path | None, size: tuple[int, int]) -> dict[str, Any]:
+def _draw_boxes(pixels: Pixels, entries: Sequence[tuple[tuple[float, ...], int, float, str]]) -> Pixels:
+    """Boxes (xyxy in the picture's pixels) with label, score and name."""
+    from mnvision.visualize import draw_detections  # loads matplotlib, which a server without pictures can spare
+
+    names = {label: name for _, label, _, name in entries}
+    return draw_detections(
+        pixels,
+        np.array([box for box, *_ in entries], np.float64).reshape(-1, 4),
+        np.array([label for _, label, _, _ in entries], np.int64),
+        np.array([score for _, _, score, _ in entries], np.float64),
+        [names.get(label, "") for label in range(max(names, default=-1) + 1)],
+    )
+
+
+def picture_fields(path: Path | None, size: tuple[int, int]) -> dict[str, Any]:
+    """Path and size as plain data."""
     return {"path": None if path is None else str(path), "size": list(size)}
 
 
-def _title(path: Path | None, size: tuple[int, int]) -> str:
+def picture_title(path: Path | None, size: tuple[int, int]) -> str:
+    """Path and size in a few words."""
     return f"{path or 'picture'} ({size[1]}x{size[0]})"

@@ -18,7 +18,7 @@ from rich.console import Console
 from mnvision.errors import UserError
 from mnvision.files import whole_file
 from mnvision.prediction.folders import Options, Summary, disk_errors, progress_bar, say
-from mnvision.prediction.pictures import PictureWriter, annotate
+from mnvision.prediction.pictures import PictureWriter
 from mnvision.prediction.predictor import Predictor
 from mnvision.prediction.preprocess import Prepared
 from mnvision.prediction.records import open_records
@@ -151,6 +151,9 @@ def predict_video(predictor: Predictor[Any], source: str | Path, options: Option
             written, or wrong options.
     """
     options.check(predictor)
+    if predictor.note:
+        say(console, predictor.note)
+    shown = options.shown
     path = Path(source).expanduser()
     target = options.output / f"{path.stem}.mp4"
     if options.save_images and target.resolve() == path.resolve():
@@ -159,9 +162,7 @@ def predict_video(predictor: Predictor[Any], source: str | Path, options: Option
     with closing(Video(path, options.stride)) as video:
         # ExitStack last: the copy is complete before the records that go with it appear.
         with (
-            open_records(
-                options.file_format, options.output, predictor, options.topk, extra=("frame", "time_s")
-            ) as records,
+            open_records(options.file_format, options.output, predictor, shown, extra=("frame", "time_s")) as records,
             disk_errors(options.output),
             ExitStack() as stack,
         ):
@@ -177,7 +178,7 @@ def predict_video(predictor: Predictor[Any], source: str | Path, options: Option
                     summary.count(result)
                     writer.save(frame.pixels, result, f"{path.stem}_{frame.number:06d}.jpg")
                     if sink is not None:
-                        sink.write(annotate(frame.pixels, result))
+                        sink.write(result.draw(frame.pixels, shown))
                 progress.advance(bar, len(frames))
             if not summary.done:
                 raise UserError(f"{path}: the video has no frame that can be decoded")
