@@ -17,6 +17,7 @@ from mnvision.boxes.postprocess import SSDDecoder
 from mnvision.build import build
 from mnvision.errors import UserError
 from mnvision.heads.classifier import ClassifierHead, ClassScores
+from mnvision.heads.embedding import EmbeddingHead, UnitLength
 from mnvision.heads.ssd import SSDHead
 from mnvision.types import Detections, SSDOutputs
 
@@ -109,6 +110,16 @@ class Embedder(_VectorModel):
     """Images to embeddings ``(B, D)``; :meth:`predict` gives them at unit length. Arguments as above."""
 
     kind: ClassVar[str] = "face_embeddings"
+
+    head: EmbeddingHead
+    decoder: UnitLength
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from a plain mapping with keys backbone, head, decoder, mean, std."""
+        backbone = build(config["backbone"])
+        maps = {"in_channels": backbone.feature_channels, "in_strides": backbone.feature_strides}
+        return cls(backbone, build(config["head"], **maps), build(config["decoder"]), config["mean"], config["std"])
 
 
 class Detector(_PixelModel):

@@ -9,6 +9,7 @@ from typing import Any
 from mnvision.backbones.pretrained.loading import load_into
 from mnvision.backbones.pretrained.sources import read_weights
 from mnvision.backbones.pretrained.weights import PretrainedWeights
+from mnvision.backbones.pretrained.width import fit_width
 from mnvision.build import build_model
 from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
@@ -16,6 +17,8 @@ from mnvision.errors import UserError
 log = logging.getLogger("mnvision")
 
 AUTO = "auto"
+# Where weights come from is no part of the model that holds them.
+SOURCE_KEYS = ("pretrained", "fit_width")
 # What ``auto`` means for a backbone trained from scratch: PyTorch's padding, TF-slim's epsilon.
 FROM_SCRATCH = {"padding": "symmetric", "bn_eps": 1e-3}
 
@@ -35,6 +38,9 @@ def compose_model(config: Mapping[str, Any], class_names: Sequence[str]) -> tupl
     """
     source = config["backbone"].get("pretrained")
     weights = read_weights(source) if source else None
+    if weights is not None and config["backbone"].get("fit_width") and weights.alpha != config["backbone"]["alpha"]:
+        log.info("%s: width multiplier %g fitted to %g", source, weights.alpha, config["backbone"]["alpha"])
+        weights = fit_width(weights, config["backbone"]["alpha"])
     settled = settle(config, weights, len(class_names))
     model = build_model(settled)
     if weights is not None:
@@ -90,7 +96,8 @@ def settle(config: Mapping[str, Any], weights: PretrainedWeights | None, num_cla
     if weights is not None:
         chosen |= {k: v for k, v in weights.backbone_arguments().items() if k in chosen}
     parts = {name: dict(config[name]) for name in ("backbone", "head", "decoder")}
-    parts["backbone"].pop("pretrained", None)
+    for key in SOURCE_KEYS:
+        parts["backbone"].pop(key, None)
     for name in ("backbone", "head"):
         for key, value in parts[name].items():
             if value == AUTO:

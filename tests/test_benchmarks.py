@@ -14,6 +14,7 @@ import torch
 from benchmarks.all import NAMES, command
 from benchmarks.cuda_step import OTHER, kind_of, shares
 from benchmarks.duel import Contestant, Sample, contest, interleave, rate_table, ratio_table, ratios, raw
+from benchmarks.mining import check_equal, make_batch
 from benchmarks.report import Result, Table, finish, spread
 from benchmarks.steps import make_targets
 from benchmarks.torchvision_ssd import as_list, make_peer
@@ -150,6 +151,14 @@ def test_both_sides_get_the_same_objects() -> None:
     sides = torch.cat([target["boxes"][:, 2:] - target["boxes"][:, :2] for target in listed])
     assert float(sides.min()) > 0
     assert np.isclose(make_targets(13, 300)["labels"].ge(0).sum() / 13, 7.0)
+
+
+def test_both_sides_choose_the_same_triplets() -> None:
+    embeddings, labels = make_batch(5, 3, 8)
+    assert check_equal("batch_hard", embeddings, labels) == (15, 15)
+    ours, peers = check_equal("semi_hard", embeddings, labels)
+    assert ours == 30
+    assert peers > 10
 
 
 def test_the_peer_has_our_boxes_or_torchvisions() -> None:

@@ -54,7 +54,7 @@ def test_decoding_follows_the_loss():
         (["task=ssd_coco", "trainer.max_epoch=1"], "trainer.max_epochs"),
         (["task=ssd_coc"], "task=ssd_coc: there is no such choice; did you mean ssd_coco"),
         (["task=ssd_coco", "optimizer=adam"], "did you mean adamw"),
-        ([], "no task given; add task=NAME, one of classification, imagenet"),
+        ([], "no task given; add task=NAME, one of classification, face_attributes"),
         (["task=ssd_coco", "backbone.alpha"], "'backbone.alpha' is no override; write key=value"),
     ],
 )
@@ -136,7 +136,9 @@ def test_exit_code_two_and_no_traceback_for_a_typo(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("tool", ["train", "evaluate", "cost", "predict", "fit_boxes"])
+@pytest.mark.parametrize(
+    "tool", ["train", "evaluate", "cost", "predict", "fit_boxes", "compare", "verify", "embed", "cache_teacher"]
+)
 def test_help_fits_a_screen_and_shows_an_example(tool: str, tmp_path: Path):
     done = run_tool(f"tools/{tool}.py", "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,8 @@ from omegaconf import OmegaConf
 from mnvision.checkpoints import load_model, read_checkpoint
 from mnvision.errors import UserError
 from tests.builders import make_image_folder, make_tiny_coco, make_tiny_voc
+from tests.builders_faces import make_tiny_celeba
+from tests.builders_identities import make_people
 from tools import cli
 from tools.run import evaluate, train
 
@@ -62,6 +64,10 @@ def make_data(task: str, root: Path) -> None:
         make_tiny_voc(root)
     elif "ssd" in task:
         make_tiny_coco(root)
+    elif task == "face_attributes":
+        make_tiny_celeba(root)
+    elif task == "face_embeddings":
+        make_people(root, {f"Person_{i}": 2 for i in range(60)})
     else:
         make_image_folder(root)
 
@@ -69,7 +75,8 @@ def make_data(task: str, root: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_trains_one_batch_on_data_in_its_own_layout(task: str, tmp_path: Path):
     make_data(task, tmp_path / "data")
-    cfg = compose(tmp_path / "run", f"task={task}", f"data.root={tmp_path / 'data'}", "debug=fast")
+    aligned = ["data.points=arcface"] if task == "face_embeddings" else []
+    cfg = compose(tmp_path / "run", f"task={task}", f"data.root={tmp_path / 'data'}", "debug=fast", *aligned)
     trainer = train(cfg)
     assert trainer.global_step == 1
     assert all(p.isfinite().all() for p in trainer.lightning_module.parameters())

@@ -20,7 +20,9 @@ from mnvision.errors import UserError
 STEM_CHANNELS = 32
 MIN_CHANNELS = 8
 OUTPUT_STRIDES = (8, 16, 32)
-FEATURE_STRIDES = (2, 4, 8, 16, 32)
+STEM_STRIDES = (1, 2)
+# Strides of the five sizes of map relative to the stem's output.
+STEPS = (1, 2, 4, 8, 16)
 VARIANTS = ("separable", "full_conv", "shallow")
 
 # (channels at alpha 1, stride) of the thirteen blocks after the stem.
@@ -120,8 +122,9 @@ class MobileNetV1(nn.Module):
         depth_multiplier: Depthwise channels per input channel, at least 1 (Keras' argument of that name).
         output_stride: 32, 16 or 8. Where the stride has reached it, later steps of 2 become dilation of the
             depthwise convolutions that follow, which keeps the map large and the receptive field as it was.
-        out_strides: Strides of the maps to return, any of 2, 4, 8, 16, 32 up to ``output_stride``. The map of
-            a stride is the output of the last block that has it.
+        out_strides: Strides of the maps to return, any of 2, 4, 8, 16, 32 (1, 2, 4, 8, 16 if ``stem_stride`` is
+            1) up to ``output_stride``. The map of a stride is the output of the last block that has it. ``None``
+            returns the coarsest one.
         padding: "symmetric" (PyTorch's way) or "tf_same" (for weights trained in TensorFlow or Keras).
         activation: "relu6" (the authors' code) or "relu" (the paper).
         variant: "separable", "full_conv" (table 4) or "shallow" (table 5: without the five blocks of
@@ -129,6 +132,11 @@ class MobileNetV1(nn.Module):
         bn_eps: Added to the variance in batch normalisation; 1e-3 as in TF-slim and Keras.
         bn_momentum: Weight of the newest batch in the running statistics.
         in_channels: Channels of the images.
+        stem_stride: Stride of the first convolution. 1 keeps small inputs such as aligned faces of 112 px from
+            shrinking too early: every stride is half of the ordinary one, 16 in total, and a picture costs what
+            one of twice its side costs otherwise (MobileFaceNets, https://arxiv.org/abs/1804.07573, section 4.2,
+            where stride 2 did very poorly on 112 px). All strides given and reported are real ones, relative to
+            the input; weights are the same for both values.
 
     Attributes:
         feature_channels: Channels of each returned map, finest first.
@@ -144,30 +152,31 @@ class MobileNetV1(nn.Module):
         resolution: int = 224,
         depth_multiplier: int = 1,
         output_stride: int = 32,
-        out_strides: Sequence[int] = (32,),
+        out_strides: Sequence[int] | None = None,
         padding: str = "symmetric",
         activation: str = "relu6",
         variant: str = "separable",
         bn_eps: float = 1e-3,
         bn_momentum: float = 0.03,
         in_channels: int = 3,
+        stem_stride: int = 2,
     ) -> None:
         super().__init__()
         check_layer_options(padding, activation, bn_eps, bn_momentum)
         _check_shape_options(alpha, resolution, depth_multiplier, variant, in_channels)
-        self.feature_strides = _checked_strides(out_strides, output_stride)
+        self.feature_strides = _checked_strides(out_strides, output_stride, stem_stride)
         self.alpha = alpha
         self.resolution = resolution
 
         rest = (padding, activation, bn_eps, bn_momentum)
-        plan = _plan(SHALLOW_BLOCKS if variant == "shallow" else BLOCKS, alpha, output_stride)
+        plan = _plan(SHALLOW_BLOCKS if variant == "shallow" else BLOCKS, alpha, output_stride, stem_stride)
         last_block = {block.total_stride: index for index, block in enumerate(plan)}
         plan = plan[: last_block[self.feature_strides[-1]] + 1]
         self._feature_blocks = {last_block[stride] for stride in self.feature_strides}
         self.feature_channels = [plan[last_block[stride]].channels for stride in self.feature_strides]
 
         channels = scaled_channels(STEM_CHANNELS, alpha)
-        self.stem = ConvBNAct(in_channels, channels, 3, 2, 1, 1, *rest)
+        self.stem = ConvBNAct(in_channels, channels, 3, stem_stride, 1, 1, *rest)
         self.blocks = nn.ModuleList()
         for block in plan:
             shape = (channels, block.channels, block.stride, block.dilation)
@@ -201,14 +210,14 @@ def scaled_channels(channels: int, alpha: float) -> int:
     return max(int(channels * alpha), MIN_CHANNELS)
 
 
-def _plan(blocks: Sequence[tuple[int, int]], alpha: float, output_stride: int) -> list[BlockPlan]:
+def _plan(blocks: Sequence[tuple[int, int]], alpha: float, output_stride: int, stem_stride: int) -> list[BlockPlan]:
     """Width, stride and dilation of each block.
 
     As in TF-slim: the depthwise layer that would have stepped keeps the dilation so far, and those behind it
     get the doubled one.
     """
     plan = []
-    total_stride, rate = 2, 1
+    total_stride, rate = stem_stride, 1
     for channels, stride in blocks:
         dilation = rate
         if total_stride == output_stride:
@@ -231,13 +240,22 @@ def _check_shape_options(alpha: float, resolution: int, depth_multiplier: int, v
         raise UserError(f"depth_multiplier is {depth_multiplier}: variant full_conv has no depthwise layers, give 1")
 
 
-def _checked_strides(out_strides: Sequence[int], output_stride: int) -> list[int]:
+def _checked_strides(out_strides: Sequence[int] | None, output_stride: int, stem_stride: int) -> list[int]:
     """``out_strides`` in ascending order, once they are known to fit ``output_stride``."""
     if output_stride not in OUTPUT_STRIDES:
         raise UserError(f"output_stride is {output_stride!r}: choose one of 8, 16, 32")
+    if stem_stride not in STEM_STRIDES:
+        raise UserError(f"stem_stride is {stem_stride!r}: choose 1 or 2")
+    possible = [stem_stride * step for step in STEPS]
+    present = [stride for stride in possible if stride <= output_stride]
+    if out_strides is None:
+        return present[-1:]
     strides = sorted(out_strides)
-    if not strides or len(set(strides)) != len(strides) or not set(strides) <= set(FEATURE_STRIDES):
-        raise UserError(f"out_strides is {list(out_strides)}: give one or more different ones of 2, 4, 8, 16, 32")
+    if not strides or len(set(strides)) != len(strides) or not set(strides) <= set(possible):
+        raise UserError(
+            f"out_strides is {list(out_strides)}: give one or more different ones of "
+            f"{', '.join(map(str, possible))} (stem_stride is {stem_stride}), or null for the coarsest map"
+        )
     if strides[-1] > output_stride:
         raise UserError(
             f"out_strides is {list(out_strides)}: output_stride {output_stride} leaves no map of stride "

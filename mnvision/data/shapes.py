@@ -1,14 +1,22 @@
-"""The embedded default data: a generated COCO-format detection set and image folders for classification."""
+"""The embedded default data: generated sets in COCO's format, as image folders, and in CelebA's layout."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mnvision.data.celeba import CelebaDataModule
 from mnvision.data.coco import CocoDataModule
 from mnvision.data.image_folder import ImageFolderDataModule
 from mnvision.data.shapes_scene import SceneOptions
-from mnvision.data.shapes_write import generate, shapes_classes_job, shapes_folder, shapes_job
+from mnvision.data.shapes_write import (
+    generate,
+    shapes_classes_job,
+    shapes_folder,
+    shapes_job,
+    shapes_portraits_job,
+)
 
 
 def write_shapes(
@@ -55,6 +63,26 @@ def write_shapes_classes(
     Arguments, return value and errors are those of :func:`write_shapes`; all classes are equally frequent.
     """
     return generate(root, shapes_classes_job(num_train, num_val, seed, options), processes)
+
+
+def write_shapes_portraits(
+    root: str | Path,
+    num_train: int = 1809,
+    num_val: int = 351,
+    seed: int = 0,
+    options: SceneOptions | None = None,
+    processes: int | None = None,
+) -> Path:
+    """Write the portraits view in CelebA's official layout, unless it is cached.
+
+    Every picture shows one object of an identity (8 to 10 pictures each, no identity in two splits) with the
+    attributes of :data:`~mnvision.data.shapes_portraits.ATTRIBUTES`. The folder has ``img_align_celeba/``,
+    ``list_attr_celeba.txt``, ``list_eval_partition.txt``, ``identity_CelebA.txt``, ``list_landmarks_align_celeba.txt``,
+    ``pairs.txt`` and, for the training and validation pictures, COCO's ``annotations/instances_{train,val}2017.json``.
+
+    Arguments, return value and errors are those of :func:`write_shapes`; there are ``num_val`` test pictures too.
+    """
+    return generate(root, shapes_portraits_job(num_train, num_val, seed, options), processes)
 
 
 class ShapesDataModule(CocoDataModule):
@@ -105,6 +133,43 @@ class ShapesClassificationDataModule(ImageFolderDataModule):
     ) -> None:
         self.job, self.cache = shapes_classes_job(num_train, num_val, data_seed), Path(root).expanduser()
         super().__init__(shapes_folder(self.cache, self.job), **common)
+
+    def prepare_data(self) -> None:
+        """Generates the pictures unless they are cached; Lightning calls it in one process of a node.
+
+        Raises:
+            UserError: The cache cannot be written.
+        """
+        generate(self.cache, self.job)
+
+
+class ShapesAttributesDataModule(CelebaDataModule):
+    """The generated portraits with their attributes; ``prepare_data`` writes them once, then they are read as CelebA.
+
+    Args:
+        root: Cache folder that the data set becomes a folder in.
+        framing: See :class:`~mnvision.data.attributes.AttributeDataModule`; None shows whole pictures.
+        num_train: Training pictures.
+        num_val: Validation pictures, and as many test pictures.
+        data_seed: Seed of the pictures (``seed`` is that of order and augmentation).
+        **common: See :class:`~mnvision.data.attributes.AttributeDataModule`.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        framing: Mapping[str, Any] | None = None,
+        num_train: int = 1809,
+        num_val: int = 351,
+        data_seed: int = 0,
+        **common: Any,
+    ) -> None:
+        self.job, self.cache = shapes_portraits_job(num_train, num_val, data_seed), Path(root).expanduser()
+        framing = {"resize": "stretch"} if framing is None else framing
+        super().__init__(shapes_folder(self.cache, self.job), framing, **common)
 
     def prepare_data(self) -> None:
         """Generates the pictures unless they are cached; Lightning calls it in one process of a node.

@@ -19,7 +19,7 @@ from mnvision.data.shapes_scene import (
     SceneOptions,
 )
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")
 ASPECTS = (1.0, 1.0, 4 / 3, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9)  # width over height
 PERIOD = 25  # one empty picture and one with a crowd in so many
 EMPTY_AT, CROWD_AT = 7, 4
@@ -57,7 +57,7 @@ def detection_scene(seed: int, split: str, index: int, options: SceneOptions) ->
                 place = (width / 2, height / 2), size
             taken.append(place)
             objects.append(_draw_object(rng, shape, place[0], place[1], background))
-    occluders = [_occluder(rng, item, background) for item in objects if rng.random() < options.occluded_fraction]
+    occluders = [occluder(rng, item, background) for item in objects if rng.random() < options.occluded_fraction]
     return _finish(rng, height, width, background, objects, crowd, occluders)
 
 
@@ -70,7 +70,7 @@ def class_scene(seed: int, split: str, index: int, options: SceneOptions) -> Sce
     size = short * float(rng.uniform(0.4, 0.9))
     center = tuple(float(n / 2 + rng.uniform(-0.6, 0.6) * (n - size) / 2) for n in (width, height))
     item = _draw_object(rng, SHAPES[index % len(SHAPES)], (center[0], center[1]), size, background)
-    occluders = [_occluder(rng, item, background)] if rng.random() < options.occluded_fraction else []
+    occluders = [occluder(rng, item, background)] if rng.random() < options.occluded_fraction else []
     return _finish(rng, height, width, background, [item], (), occluders)
 
 
@@ -84,7 +84,7 @@ def _finish(
     occluders: list[Distractor],
 ) -> Scene:
     """Add clutter and light."""
-    clutter = tuple(_clutter(rng, height, width) for _ in range(int(rng.integers(0, 9))))
+    clutter = tuple(clutter_item(rng, height, width) for _ in range(int(rng.integers(0, 9))))
     light = tuple(float(value) for value in rng.uniform(0.75, 1.15, 4))
     return Scene(
         height=height,
@@ -172,7 +172,7 @@ def _draw_crowd(
     return tuple(members), ((center[0], center[1]), side)
 
 
-def _occluder(rng: np.random.Generator, item: SceneObject, background: Paint) -> Distractor:
+def occluder(rng: np.random.Generator, item: SceneObject, background: Paint) -> Distractor:
     """Return a bar across an object or a blob over its edge, never covering most of it."""
     paint = _object_paint(rng, item.size, background)
     turn, (x, y) = float(rng.uniform(0, 2 * math.pi)), item.center
@@ -186,7 +186,7 @@ def _occluder(rng: np.random.Generator, item: SceneObject, background: Paint) ->
     return Distractor(_blob(rng, (x + away * math.cos(turn), y + away * math.sin(turn)), item.size * 0.3), 0.0, paint)
 
 
-def _clutter(rng: np.random.Generator, height: int, width: int) -> Distractor:
+def clutter_item(rng: np.random.Generator, height: int, width: int) -> Distractor:
     """Return an open stroke, a jagged blob or a thin bar anywhere in the picture."""
     side = math.sqrt(height * width)
     x, y = float(rng.uniform(0, width)), float(rng.uniform(0, height))
@@ -235,11 +235,12 @@ def _background_paint(rng: np.random.Generator) -> Paint:
 
 def _object_paint(rng: np.random.Generator, size: float, background: Paint) -> Paint:
     """Return a paint whose colours both differ from the background's (best of several draws)."""
-    colours = sorted((_colour(rng) for _ in range(6)), key=lambda c: _distance(c, background), reverse=True)
-    picks = [colour for colour in colours if _distance(colour, background) > 90] or colours[:1]
+    colours = sorted((_colour(rng) for _ in range(6)), key=lambda c: paint_distance(c, background), reverse=True)
+    picks = [colour for colour in colours if paint_distance(colour, background) > 90] or colours[:1]
     first, second = (picks[int(rng.integers(len(picks)))] for _ in range(2))
     return _paint(rng, first, second, size)
 
 
-def _distance(colour: Colour, paint: Paint) -> float:
+def paint_distance(colour: Colour, paint: Paint) -> float:
+    """Return how far a colour is from the nearer one of a paint's, in grey levels."""
     return min(math.dist(colour, paint.first), math.dist(colour, paint.second))

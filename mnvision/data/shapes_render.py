@@ -87,12 +87,16 @@ def render_scene(scene: Scene) -> Rendered:
 
 def object_patch(item: SceneObject) -> _Patch:
     """Return the coverage of an object, whole even where it leaves the picture."""
+    return _coverage(object_contours(item), 0.0)
+
+
+def object_contours(item: SceneObject) -> list[NDArray[np.float64]]:
+    """Return the contours ``(P, 2)`` of an object, x and y in the picture's pixels."""
     root = math.sqrt(item.stretch)
     cos, sin = math.cos(item.angle), math.sin(item.angle)
     turn = np.array([[cos, sin], [-sin, cos]])
     scale = np.array([root, 1 / root]) * item.size / 2
-    contours = [(contour * scale) @ turn + np.array(item.center) for contour in contours_of(item.shape)]
-    return _coverage(contours, 0.0)
+    return [(contour * scale) @ turn + np.array(item.center) for contour in contours_of(item.shape)]
 
 
 def distractor_patch(item: Distractor) -> _Patch:

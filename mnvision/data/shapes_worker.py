@@ -20,11 +20,14 @@ import numpy as np
 from pycocotools import mask as rle
 
 from mnvision.data.shapes_draw import class_scene, detection_scene
+from mnvision.data.shapes_portraits import attributes_of, identity_of, landmarks_of, portrait_scene
 from mnvision.data.shapes_render import Instance, Rendered, render_scene
 from mnvision.data.shapes_scene import CATEGORY_IDS, SHAPES, SceneOptions
 
 VAL_IDS_FROM = 10_000_000  # image ids of the two splits never meet
 CANNOT_WRITE = 3  # exit code
+PORTRAITS = "portraits"
+PORTRAIT_FOLDER = "img_align_celeba"
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class Job:
     """What to generate; equal jobs give equal bytes.
 
     Attributes:
-        view: "detection" or "classes".
+        view: "detection", "classes" or "portraits".
         num_train: Pictures of the training split.
-        num_val: Pictures of the validation split.
+        num_val: Pictures of the validation split; the portraits' test split has as many.
         seed: Not negative.
         options: See :class:`SceneOptions`.
     """
@@ -47,14 +50,15 @@ class Job:
 
     def pictures(self) -> list[tuple[str, int]]:
         """Return split and index of every picture, training first."""
-        counts = {"train": self.num_train, "val": self.num_val}
+        counts = {"train": self.num_train, "val": self.num_val, "test": self.num_val if self.view == PORTRAITS else 0}
         return [(split, index) for split, count in counts.items() for index in range(count)]
 
 
 def write_share(job: Job, folder: Path, share: int, shares: int) -> Iterator[dict[str, Any]]:
     """Write every ``shares``-th picture into ``folder``, yielding one COCO record after each.
 
-    A record holds ``split``, ``image`` (the COCO image entry) and ``annotations`` (without ids).
+    A record holds ``split``, ``image`` (the COCO image entry) and ``annotations`` (without ids); that of a portrait
+    also ``identity``, ``attributes`` (bools) and ``landmarks`` (x and y of five points).
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
@@ -64,18 +68,27 @@ def write_share(job: Job, folder: Path, share: int, shares: int) -> Iterator[dic
 
 
 def _write_picture(job: Job, folder: Path, split: str, index: int) -> dict[str, Any]:
-    draw = detection_scene if job.view == "detection" else class_scene
+    draw = {"detection": detection_scene, "classes": class_scene, PORTRAITS: portrait_scene}[job.view]
     scene = draw(job.seed, split, index, job.options)
     rendered = render_scene(scene)
-    image_id = index + 1 + (VAL_IDS_FROM if split == "val" else 0)
-    name = f"{image_id:012d}.jpg"
-    under = f"{split}2017" if job.view == "detection" else f"{split}/{scene.objects[0].shape}"
+    if job.view == PORTRAITS:
+        image_id = index + 1 + {"train": 0, "val": job.num_train, "test": job.num_train + job.num_val}[split]
+        name, under = f"{image_id:06d}.jpg", PORTRAIT_FOLDER
+    else:
+        image_id = index + 1 + (VAL_IDS_FROM if split == "val" else 0)
+        name = f"{image_id:012d}.jpg"
+        under = f"{split}2017" if job.view == "detection" else f"{split}/{scene.objects[0].shape}"
     _, data = cv2.imencode(
         ".jpg", cv2.cvtColor(rendered.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, scene.quality]
     )
     (folder / under / name).write_bytes(data.tobytes())
     image = {"id": image_id, "file_name": name, "width": scene.width, "height": scene.height}
-    return {"split": split, "image": image, "annotations": _annotations(rendered, image_id)}
+    record: dict[str, Any] = {"split": split, "image": image, "annotations": _annotations(rendered, image_id)}
+    if job.view == PORTRAITS:
+        record["identity"] = identity_of(split, index)
+        record["attributes"] = attributes_of(scene, rendered)
+        record["landmarks"] = landmarks_of(scene).tolist()
+    return record
 
 
 def _annotations(rendered: Rendered, image_id: int) -> list[dict[str, Any]]:

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mnvision.data.shapes_celeba import write_celeba_files
 from mnvision.data.shapes_scene import CATEGORY_IDS, SHAPES, SceneOptions
-from mnvision.data.shapes_worker import CANNOT_WRITE, Job, job_to_json, write_share
+from mnvision.data.shapes_worker import CANNOT_WRITE, PORTRAIT_FOLDER, PORTRAITS, Job, job_to_json, write_share
 from mnvision.errors import UserError
 
 VERSION = 1  # raise it whenever the pictures or the annotations change
@@ -47,6 +48,17 @@ def shapes_classes_job(
     return _checked(Job("classes", num_train, num_val, seed, options or SceneOptions(min_side=128, max_side=256)))
 
 
+def shapes_portraits_job(
+    num_train: int = 1809, num_val: int = 351, seed: int = 0, options: SceneOptions | None = None
+) -> Job:
+    """Return the checked description of a set of portraits; pictures have sides of 96 to 128 by default.
+
+    Raises:
+        UserError: A split is empty or the seed is negative.
+    """
+    return _checked(Job(PORTRAITS, num_train, num_val, seed, options or SceneOptions(min_side=96, max_side=128)))
+
+
 def shapes_folder(root: str | Path, job: Job) -> Path:
     """Return where a job's data set lies in the cache ``root``; its name holds version and parameters."""
     digest = hashlib.sha256(job_to_json(job).encode()).hexdigest()[:10]
@@ -73,12 +85,13 @@ def generate(root: str | Path, job: Job, processes: int | None = None) -> Path:
     count = processes if processes is not None else _usable_cores()
     if count < 1:
         raise UserError(f"shapes: processes must be at least 1, got {count}")
-    logger.info("generating %d + %d shapes pictures into %s, once", job.num_train, job.num_val, folder)
+    total = len(job.pictures())
+    logger.info("generating %d shapes pictures into %s, once", total, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder.parent)
         with _temporary_folder(folder) as temporary:
-            _fill(temporary, job, min(count, job.num_train + job.num_val))
+            _fill(temporary, job, min(count, total))
             _publish(temporary, folder)
     except OSError as error:
         raise UserError(
@@ -139,16 +152,20 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 def _fill(folder: Path, job: Job, processes: int) -> None:
     """Write pictures, annotations and, last, the manifest."""
-    names = [f"{split}2017" for split in ("train", "val")] + ["annotations"]
-    if job.view == "classes":
-        names = [f"{split}/{shape}" for split in ("train", "val") for shape in SHAPES]
+    names = {
+        "detection": ["train2017", "val2017", "annotations"],
+        "classes": [f"{split}/{shape}" for split in ("train", "val") for shape in SHAPES],
+        PORTRAITS: [PORTRAIT_FOLDER, "annotations"],
+    }[job.view]
     for name in names:
         (folder / name).mkdir(parents=True)
     records = list(write_share(job, folder, 0, 1)) if processes == 1 else _in_parallel(folder, job, processes)
-    if job.view == "detection":
+    if job.view != "classes":
         for split in ("train", "val"):
             path = folder / "annotations" / f"instances_{split}2017.json"
             path.write_text(json.dumps(_coco(records, split, job)), encoding="utf-8")
+    if job.view == PORTRAITS:
+        write_celeba_files(folder, records)
     (folder / MANIFEST).write_text(f'{{"version": {VERSION}, "job": {job_to_json(job)}}}\n', encoding="utf-8")
 
 
@@ -174,8 +191,7 @@ def _in_parallel(folder: Path, job: Job, processes: int) -> list[dict[str, Any]]
         path = folder / f"share-{share}.json"
         shares.append(json.loads(path.read_text(encoding="utf-8")))
         path.unlink()
-    total = job.num_train + job.num_val
-    return [shares[number % processes][number // processes] for number in range(total)]
+    return [shares[number % processes][number // processes] for number in range(len(job.pictures()))]
 
 
 @contextlib.contextmanager

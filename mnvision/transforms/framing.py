@@ -153,7 +153,11 @@ def framing_from_dict(rule: Mapping[str, Any]) -> Framing:
         return CenterCrop(crop)
     if resize == "box":
         return Box(rule.get("box", ()))
-    raise UserError(f"preprocess.resize={resize!r}: this version knows stretch, center_crop and box")
+    if resize == "five_points":
+        from mnvision.transforms.alignment import FivePoints  # itself a framing, so it cannot be imported above
+
+        return FivePoints.from_dict(rule)
+    raise UserError(f"preprocess.resize={resize!r}: this version knows stretch, center_crop, box and five_points")
 
 
 def shown_part(plane: Plane, window: Window) -> tuple[float, float]:
