@@ -1,6 +1,6 @@
 # The one door: everything below creates .venv and installs on first use.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all lint types check format bench clean
+.PHONY: help install demo demo-faces test test-slow test-all lint types check format bench clean
 
 PYTHON ?= python3.11
 VENV   := .venv
@@ -29,6 +29,18 @@ demo: $(STAMP)  ## Train, evaluate and draw a small SSD on generated data (CPU, 
 	@echo "trained detector:    $(DEMO)/train/checkpoints/best.ckpt"
 	@echo "scores and figures:  $(DEMO)/evaluate"
 	@echo "annotated pictures:  $(DEMO)/pictures"
+
+FACES  := $(RUNS)/demo-faces
+STUDENT := task=face_attributes experiment=demo_faces backbone.alpha=0.25 backbone.resolution=64 trainer.max_epochs=40
+
+demo-faces: $(STAMP)  ## Distil a small attribute model from a teacher thirty times its cost (CPU, a few minutes)
+	$(BIN)/python tools/train.py task=face_attributes experiment=demo_faces backbone.resolution=96 hydra.run.dir=$(FACES)/teacher
+	$(BIN)/python tools/train.py $(STUDENT) teacher=checkpoint teacher.path=$(FACES)/teacher/checkpoints/best.ckpt teacher.cache=true hydra.run.dir=$(FACES)/distilled
+	$(BIN)/python tools/train.py $(STUDENT) hydra.run.dir=$(FACES)/labels
+	$(BIN)/python tools/compare.py checkpoints=[$(FACES)/teacher/checkpoints/best.ckpt,$(FACES)/distilled/checkpoints/best.ckpt,$(FACES)/labels/checkpoints/best.ckpt] split=test output=$(FACES)/compare
+	$(BIN)/python tools/predict.py checkpoint=$(FACES)/distilled/checkpoints/best.ckpt input="$${MNVISION_DATA:-data}/shapes/portraits-*/img_align_celeba/*00.jpg" output=$(FACES)/pictures
+	@echo "table:               $(FACES)/compare/comparison.md"
+	@echo "annotated pictures:  $(FACES)/pictures"
 
 test: $(STAMP)  ## Run the fast test suite
 	$(BIN)/pytest -n 2 --dist loadfile

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,9 +67,23 @@ def command(
     return decorate
 
 
+def group_list(width: int = 110) -> str:
+    """The config groups that leave a choice, in lines that fit a screen."""
+    lines = []
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in ("base", "hydra")):
+        names = sorted(path.stem for path in folder.glob("*.yaml"))
+        if len(names) > 1:
+            text = f"{folder.name}: {', '.join(names)}"
+            lines += textwrap.wrap(text, width, subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+OmegaConf.register_new_resolver("group_list", group_list, replace=True)
+
+
 def has_task(config_name: str, words: Sequence[str]) -> bool:
     """Whether the config composes without ``task=`` being given."""
-    return config_name not in ("config", "evaluate") or any(word.startswith("task=") for word in words)
+    return config_name not in ("config", "evaluate", "cache_teacher") or any(word.startswith("task=") for word in words)
 
 
 def override_words(words: Sequence[str]) -> list[str]:
@@ -139,6 +154,9 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> None:
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
             raise UserError(f"{word!r} is no override; write key=value, e.g. {word}=VALUE")
+        key, _, value = word.partition("=")
+        if value == "null" and (CONF / key).is_dir():
+            raise UserError(f"{word}: a group is chosen by name; leave it out, or take it away with ~{key}")
     words = [_first_of_sweep(word) for word in overrides]
     try:
         compose_config(config_name, words)

@@ -20,7 +20,7 @@ def build_settled(cfg: DictConfig) -> Any:
     if cfg.checkpoint:
         return load_model(cfg.checkpoint)[0]
     config: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    if config["head"].get("num_classes") is None:
+    if "num_classes" in config["head"] and config["head"]["num_classes"] is None:
         config["head"]["num_classes"] = cfg.classes_without_data
     return build_model(settle(config, None, None))
 

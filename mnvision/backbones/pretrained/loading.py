@@ -121,9 +121,11 @@ def _check_state(backbone: MobileNetV1, weights: PretrainedWeights, state: Mappi
     overrides = _geometry_overrides(backbone, weights)
     if overrides:
         settings = _setting_overrides(backbone, weights)
+        only_width = [word.split("=")[0] for word in overrides] == ["backbone.alpha"]
         raise UserError(
             f"weights of {weights.source} do not fit the backbone "
             f"({', '.join(_differences(backbone, weights))}): add {' '.join((*overrides, *settings))}"
+            f"{', or backbone.fit_width=true to start from their most important channels' if only_width else ''}"
         )
     parts = [f"missing {', '.join(grouped(missing, own))}"] if missing else []
     parts += [f"unexpected {', '.join(grouped(unexpected, state))}"] if unexpected else []

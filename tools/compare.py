@@ -1,0 +1,126 @@
+"""Compare checkpoints: ``python tools/compare.py checkpoints=[teacher.ckpt,student.ckpt] split=test``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from mnvision.errors import UserError
+from tools.cli import command, compose_config, quoted
+from tools.evaluate import expand_checkpoint
+
+COLUMNS = ("checkpoint", "alpha", "resolution", "score", "difference", "mult-adds", "share", "params")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One checkpoint: its name, its two knobs, its score and what one picture costs it."""
+
+    name: str
+    alpha: float
+    resolution: int
+    score: float
+    mult_adds: int
+    params: int
+
+    def row(self, reference: Entry) -> list[str]:
+        """Cells of the table: millions of multiply-adds and parameters, the share of the reference's cost."""
+        return [
+            self.name,
+            f"{self.alpha:g}",
+            str(self.resolution),
+            f"{self.score:.4f}",
+            f"{self.score - reference.score:+.4f}",
+            f"{self.mult_adds / 1e6:.1f}M",
+            f"{self.mult_adds / reference.mult_adds:.1%}",
+            f"{self.params / 1e6:.2f}M",
+        ]
+
+
+def measure_entry(cfg: DictConfig, checkpoint: str, name: str) -> tuple[Entry, str]:
+    """Score one checkpoint as ``tools/evaluate.py`` does, and count its cost.
+
+    Returns:
+        The entry, and the metric's name.
+
+    Raises:
+        UserError: The checkpoint is unreadable, or its task has no such metric.
+    """
+    from mnvision.checkpoints import load_model
+    from mnvision.cost import measure
+    from tools.run import evaluate
+
+    model, metadata = load_model(checkpoint)
+    folder = quoted(Path(cfg.output) / name)
+    words = [f"checkpoint={quoted(checkpoint)}", f"split={cfg.split}", *cfg.overrides, f"paths.output_dir={folder}"]
+    scores = evaluate(compose_config("evaluate", expand_checkpoint(words)))
+    metric = f"val/{cfg.metric}" if cfg.metric else metadata.run["monitor"]["metric"]
+    if metric not in scores:
+        known = ", ".join(sorted(key.removeprefix("val/") for key in scores))
+        raise UserError(f"metric={cfg.metric}: {checkpoint} was scored by {known}")
+    cost = measure(model, model.backbone.resolution)
+    alpha, resolution = model.backbone.alpha, model.backbone.resolution
+    return Entry(name, alpha, resolution, scores[metric], cost.mult_adds, cost.params), metric
+
+
+def short_names(checkpoints: list[str]) -> list[str]:
+    """What tells the checkpoints apart: the run folder of ``RUN/checkpoints/best.ckpt``, else the file's name.
+
+    Raises:
+        UserError: A checkpoint is named twice.
+    """
+    paths = [Path(path) for path in checkpoints]
+    names = [path.parents[1].name if path.parent.name == "checkpoints" else path.stem for path in paths]
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [i for i, other in enumerate(names) if other == name]
+        for i in same:
+            names[i] = "_".join(
+                part for part in paths[i].with_suffix("").parts if part not in ("/", "..", "checkpoints")
+            )
+    if len(set(names)) < len(names):
+        raise UserError(f"checkpoints={checkpoints}: one of them is named twice")
+    return names
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table of cells as Markdown."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+@command("compare")
+def main(cfg: DictConfig) -> None:
+    """Command line."""
+    import csv
+
+    from mnvision.files import whole_file
+
+    if not cfg.checkpoints:
+        raise UserError("no checkpoints given; e.g. checkpoints=[teacher.ckpt,student.ckpt]")
+    checkpoints = [str(path) for path in cfg.checkpoints]
+    measured = [measure_entry(cfg, path, name) for path, name in zip(checkpoints, short_names(checkpoints))]
+    entries, metrics = [entry for entry, _ in measured], {metric for _, metric in measured}
+    if len(metrics) > 1:
+        raise UserError(f"the checkpoints were scored by different metrics, {', '.join(sorted(metrics))}: give metric=")
+    header = [*COLUMNS]
+    header[3] = f"{metrics.pop().removeprefix('val/')} ({cfg.split})"
+    rows = [header, *(entry.row(entries[0]) for entry in entries)]
+    folder = Path(cfg.output)
+    with whole_file(folder / "comparison.csv") as path, path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with whole_file(folder / "comparison.md") as path:
+        path.write_text(markdown(rows))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    for row in rows:
+        print(
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+            )
+        )
+    print(f"comparison: {folder}")
+
+
+if __name__ == "__main__":
+    main()
