@@ -15,11 +15,13 @@ from benchmarks.duel import ROOT
 
 NAMES = (
     "coco_evaluation",
+    "mining",
     "data_loading",
     "ssd_step",
     "classification_step",
     "startup",
     "memory",
+    "teacher_cache",
     "cuda_step",
 )
 
