@@ -13,7 +13,7 @@ FORBIDDEN = {
     "tasks": {"tools", "hydra", "omegaconf"},
     "tools": {"tests"},
 }
-LIGHTNING_FREE = ("backbones", "boxes", "heads", "losses", "metrics", "transforms")
+LIGHTNING_FREE = ("backbones", "boxes", "heads", "losses", "metrics", "prediction", "teachers", "transforms")
 
 
 def imported_roots(path: Path) -> set[str]:

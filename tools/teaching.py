@@ -37,9 +37,9 @@ def build_teacher(cfg: DictConfig) -> Teacher | None:
         return None
     if not cfg.get("distill"):
         raise UserError("this task learns nothing from a teacher: leave teacher=... out")
-    missing = [f"teacher.{key}" for key in OmegaConf.missing_keys(cfg.teacher)]
+    missing = sorted(OmegaConf.missing_keys(cfg.teacher))  # with the whole path
     if missing:
-        raise UserError(f"{' and '.join(sorted(missing))} must be given: add {sorted(missing)[0]}=...")
+        raise UserError(f"{' and '.join(missing)} must be given: add {missing[0]}=...")
     node: dict[str, Any] = OmegaConf.to_container(cfg.teacher, resolve=True)  # type: ignore[assignment]
     node = {key: value for key, value in node.items() if key not in RUN_KEYS}
     features = list(cfg.distill.features)
