@@ -37,7 +37,7 @@ class FaceEmbeddingsTask(VisionTask):
     """Trains and evaluates an :class:`~mnvision.models.Embedder`.
 
     After every validation of a training run the similarity that separates its pairs best goes into
-    ``metadata.calibration``, and with it into the checkpoint of the same weights.
+    ``metadata.calibration``, and with it into the checkpoint of the same weights; none where none separates them.
 
     Args:
         model: Backbone, embedding head and normalisation to unit length.
@@ -88,6 +88,7 @@ class FaceEmbeddingsTask(VisionTask):
         self.evaluator: VerificationEvaluator | None = None
         self.scores: VerificationScores | None = None
         self._pairs: tuple[Any, Any, Any] | None = None
+        self._verified: tuple[Any, Any] | None = None
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._compared = False
         self._collapsed: set[str] = set()
@@ -115,6 +116,7 @@ class FaceEmbeddingsTask(VisionTask):
     def prepare_evaluation(self, data: Any, split: str) -> None:
         """Take the pairs to verify from ``split`` of a data module."""
         self._pairs = data.pairs(split)
+        self._verified = (data, split)
 
     def training_step(self, batch: IdentityBatch, batch_idx: int) -> Tensor:
         """The identities' loss of one batch, the teacher's, or both."""
@@ -178,7 +180,7 @@ class FaceEmbeddingsTask(VisionTask):
         embeddings, labels = (torch.cat(column) for column in zip(*self._seen, strict=True))
         self._watch("val", embeddings, labels)
         if self.trainer.state.fn == TrainerFn.FITTING and self.scores.roc is not None:
-            self.metadata.calibration = self.scores.calibration(self.mirror)
+            self.metadata.calibration = self.scores.calibration(self.mirror) if self.scores.separates else {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that makes the file usable alone; class centres are saved whole."""
@@ -198,10 +200,11 @@ class FaceEmbeddingsTask(VisionTask):
         Returns:
             Lines for the terminal.
         """
-        from tasks.reports_embeddings import verification_report
+        from tasks.reports_embeddings import people_trained_on, verification_report
 
         assert self.scores is not None
-        return verification_report(folder, self.scores)
+        shared = None if self._verified is None else people_trained_on(self.metadata.run, *self._verified)
+        return verification_report(folder, self.scores, shared)
 
     def _check_pairs(self, losses: Mapping[str, Tensor]) -> None:
         """Say once where batches hold nothing to compare, as with triplets from ordinary shuffling."""
@@ -220,6 +223,10 @@ class FaceEmbeddingsTask(VisionTask):
         values = {f"{stage}/{name}": value for name, value in spread.scalars().items()}
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(embeddings)}
         self.log_dict(values, rank_zero_only=True, **options)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            if spread.collapsed:
+                log.warning("the embeddings have collapsed: %s; they tell nobody apart", spread)
+            return
         if self.global_step < _FIRST_NAMED * self.spread_every:
             return
         if spread.collapsed and stage not in self._collapsed:

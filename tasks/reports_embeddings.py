@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from mnvision.build import locate
+from mnvision.errors import UserError
 from mnvision.files import whole_file
 from mnvision.metrics.verification_scores import VerificationScores, as_similarity
+
+log = logging.getLogger("mnvision")
 
 _SHOWN_NAMES = 5
 
@@ -52,6 +58,35 @@ def verification_report(
     save_roc(scores, folder / "figures" / "roc.png")
     save_similarities(scores, folder / "figures" / "similarities.png")
     return lines
+
+
+def people_trained_on(run: Mapping[str, Any], data: Any, split: str) -> list[str] | None:
+    """Who of the people of a split was trained on, by the data of the checkpoint's own run.
+
+    Args:
+        run: Config of that run, empty where there was none.
+        data: Data module with the pairs that are verified.
+        split: Of these.
+
+    Returns:
+        Names, sorted; None, which is logged, where the run's data name nobody or cannot be read any more.
+    """
+    from mnvision.data.identities import IdentityDataModule
+
+    if not isinstance(run.get("data"), Mapping):
+        return None
+    arguments = dict(run["data"])
+    try:
+        module = locate(arguments.pop("_target_", ""))
+        if not (isinstance(module, type) and issubclass(module, IdentityDataModule)):
+            return None
+        shared = module(**arguments).also_verified(data.source(split))
+    except (UserError, TypeError) as error:
+        log.info("who was trained on cannot be compared with who is verified: %s", error)
+        return None
+    if shared is None:
+        log.info("who was trained on cannot be compared with who is verified: there are no names on one side")
+    return shared
 
 
 def _overlap_line(shared: Sequence[str]) -> str:

@@ -80,6 +80,9 @@ def test_ambiguous_notation_is_refused_with_counts(tmp_path: Path):
         ("file,A\n0.jpg,1\n1.jpg,2\n", {"missing_value": 9}, "column 'A': '2' is not 1, 0, -1 or empty or '9'"),
         ("file,A\n0.jpg,1\n1.jpg\n", {}, "line 3: 1 fields instead of 2"),
         ("file,A,A\n0.jpg,1,1\n", {}, "line 1: column 'A' occurs more than once"),
+        ("file,A,\n0.jpg,1,\n", {}, "line 1: column 3 has no name"),
+        ("0.jpg,1,0\n1.jpg,0,1\n2.jpg,0,0\n", {}, "line 1: 0.jpg, 1, 0 is a row of labels; put"),
+        ("file,A\n0.jpg,1\n ,0\n", {"missing": "skip"}, "line 3: there is no file name"),
         ("file\n0.jpg\n", {}, "no column of an attribute beside file"),
         ('file,A\n0.jpg,"1\n', {}, "line 3: unexpected end of data"),
         ("file,A\n0.jpg,1\n", {"attributes": ["A", "Z"]}, "line 1: no column 'Z'; there are file, A"),
@@ -104,6 +107,7 @@ def test_bad_tables_are_refused_with_their_place(tmp_path: Path, text: str, opti
         ({"val_fraction": 1.0}, "val_fraction must lie between 0 and 1"),
         ({"attributes": []}, "at least one attribute"),
         ({"attributes": ["A", "A"]}, "none twice"),
+        ({"attributes": "Smiling"}, r"write a list, data\.attributes=\[Smiling\]"),
         ({"negative": 1}, "data.negative must be -1 or 0"),
         ({"columns": {"picture": "file"}}, "data.columns: unknown 'picture'"),
         ({"val_labels": "v.csv", "val_fraction": 0.1}, "two ways to split"),
@@ -193,7 +197,7 @@ def test_label_counts_and_constant_attributes(tmp_path: Path, caplog: pytest.Log
     assert counts.negative.tolist() == [1, 2, 0, 0]
     assert [record.getMessage().split("attributes that ")[1] for record in caplog.records] == [
         "are never true in any picture: Never",
-        "are always true in any picture: Always",
+        "are true in every picture: Always",
         "are not known in any picture: Blank",
     ]
 

@@ -69,6 +69,7 @@ def test_quirks_of_copies_are_read(tmp_path: Path, text: str):
         ("2\nA B\n1.jpg 1 1\n2.jpg 1 x\n", "line 4, column 'B': 'x' is not 1 or -1"),
         ("2\nA B\n1.jpg 1 1\n2.jpg 2 1\n", "line 4, column 'A': '2' is not 1 or -1"),
         ("2\nA B\n1.jpg 1 1\n1.jpg 1 1\n", "names 1 pictures more than once: 1.jpg"),
+        ("2\nA A\n1.jpg 1 1\n2.jpg 1 1\n", "'A' names two columns"),
         ("1.jpg 1 1\n", "line 1: the names of the attributes are missing"),
         ("1.jpg 1 x\n2.jpg 1 1\n", "line 1: the names of the attributes are missing"),
         ("A B\n", "names no pictures"),

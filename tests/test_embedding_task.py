@@ -316,6 +316,25 @@ def test_collapse_is_named_once_and_so_is_its_end(tmp_path: Path, caplog: pytest
     assert len([line for line in caplog.messages if "differ again" in line]) == 1
 
 
+def test_a_collapse_is_named_in_evaluation_and_leaves_no_threshold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    learner = task(head={"batch_norm": False})
+    with torch.no_grad():
+        for parameter in learner.model.head.parameters():
+            parameter.fill_(1.0)
+    idle = partial(torch.optim.SGD, lr=0.0)
+    frozen = task(head={"batch_norm": False}, optimizer=idle)
+    frozen.model.load_state_dict(learner.model.state_dict())
+    trainer(tmp_path, limit_train_batches=1).fit(frozen, datamodule=Faces())
+    assert frozen.scores is not None and not frozen.scores.separates
+    assert frozen.metadata.calibration == {}
+    assert not [line for line in caplog.messages if "have collapsed" in line]  # the first step is too early
+    learner.prepare_evaluation(Faces(), "val")
+    trainer(tmp_path).validate(learner, dataloaders=Faces().val_dataloader(), verbose=False)
+    assert len([line for line in caplog.messages if "the embeddings have collapsed: mean cosine 1.00" in line]) == 1
+
+
 def test_spread_against_numpy() -> None:
     generator = torch.Generator().manual_seed(0)
     embeddings = normalize(torch.randn(30, 5, generator=generator) + 0.7)

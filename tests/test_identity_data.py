@@ -22,8 +22,10 @@ from mnvision.data.identity_sets import (
 from mnvision.data.shapes_identities import ShapesIdentitiesDataModule
 from mnvision.data.shapes_write import generate
 from mnvision.errors import UserError
+from mnvision.metrics.verification import verify
 from mnvision.transforms.alignment import FivePoints
 from mnvision.transforms.framing import framing_from_dict
+from tasks.reports_embeddings import people_trained_on, verification_report
 from tests.builders_faces import FACE, make_tiny_celeba
 from tests.builders_identities import (
     LFW_PEOPLE,
@@ -36,6 +38,7 @@ from tests.builders_identities import (
 
 UPRIGHT = {"resize": "five_points"}
 WHOLE = {"resize": "stretch"}
+HALVES = (np.array([[0, 1], [0, 2], [2, 3], [1, 3]]), np.array([True, False, True, False]), np.array([0, 0, 1, 1]))
 SMALL: dict[str, Any] = {"resolution": 32, "batch_size": 4, "num_workers": 0, "augment": False}
 TRAIN = {"Ann Lee": 4, "Zoë_Zed": 3, "Yan_Yew": 3, "Xia_Xu": 2, "Wim_Wu": 2, "Val_Vox": 1}
 
@@ -109,6 +112,41 @@ class TestFolders:
         data = folders(faces, pairs="pairs.txt", pairs_root=lfw, overlap="exclude")
         assert "Ann Lee" not in data.identity_names("train")
         assert data.num_identities == 5
+
+    def test_who_was_trained_on_is_named_for_any_pairs(self, faces: Path, lfw: Path):
+        data = folders(faces, pairs="pairs.txt", pairs_root=lfw)
+        assert data.also_verified(data.source("val")) == ["Ann Lee"]
+        without = folders(faces, pairs="pairs.txt", pairs_root=lfw, overlap="exclude")
+        assert without.also_verified(data.source("val")) == []
+        make_people(lfw / "lfw-deepfunneled", {"Fay_Gun": 2, "12": 2})
+        parted = folders(lfw, pairs="pairs.txt", overlap="exclude")
+        assert parted.also_verified(parted.source("val")) == []
+        lines = ["Fay_Gun/Fay_Gun_0001.jpg Fay_Gun/Fay_Gun_0002.jpg 1", "Fay_Gun/Fay_Gun_0001.jpg 12/12_0001.jpg 0"]
+        lines += ["Ann_Lee/Ann_Lee_0001.jpg Ann_Lee/Ann_Lee_0002.jpg 1", "Ann_Lee/Ann_Lee_0001.jpg 12/12_0002.jpg 0"]
+        (lfw / "own.txt").write_text("\n".join(lines) + "\n")
+        others = folders(lfw, pairs="own.txt").source("val")
+        assert parted.also_verified(others) == ["12", "Fay_Gun"]
+
+    def test_numbers_cannot_be_compared_with_another_set(self, tmp_path: Path, lfw: Path):
+        make_people(tmp_path / "numbers", {"1": 2, "2": 2})
+        data = folders(tmp_path / "numbers", pairs="pairs.txt", pairs_root=lfw)
+        assert data.also_verified(data.source("val")) is None
+
+    def test_the_report_names_who_was_trained_on(
+        self, faces: Path, lfw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ):
+        evaluated = folders(lfw, pairs="pairs.txt")
+        run = {"_target_": "mnvision.data.identity_sets.IdentityFoldersDataModule", "root": str(faces), **SMALL}
+        run |= {"framing": WHOLE, "pairs": "pairs.txt", "pairs_root": str(lfw)}
+        shared = people_trained_on({"data": run}, evaluated, "val")
+        assert shared == ["Ann Lee"]
+        scores = verify(np.eye(4, dtype=np.float32)[[0, 0, 1, 1]], *HALVES)
+        lines = verification_report(tmp_path / "report", scores, shared)
+        assert "1 people in the pairs were trained on, so the scores are too good: Ann Lee" in lines
+        assert people_trained_on({}, evaluated, "val") is None
+        with caplog.at_level(logging.INFO, "mnvision"):
+            assert people_trained_on({"data": {**run, "root": str(tmp_path / "gone")}}, evaluated, "val") is None
+        assert "who was trained on cannot be compared with who is verified: data root not found" in caplog.text
 
     def test_held_out_identities(self, tmp_path: Path):
         make_people(tmp_path, {f"Person_{i:c}": 4 for i in range(65, 85)})

@@ -138,9 +138,12 @@ def test_damaged_files_end_in_one_line(name: str, tmp_path: Path):
     path = tmp_path / name
     with pytest.raises(UserError, match=r"does not exist; give an \.npz"):
         OutputsTeacher(path)
-    path.write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(UserError, match="cannot be read as arrays"):
-        OutputsTeacher(path)
+    for content in (b"PK\x03\x04 and no more", b"no archive"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read as arrays") as caught:
+            OutputsTeacher(path)
+        assert "\n" not in str(caught.value)
+        assert "pickle" not in str(caught.value) or name != "out.npz"
 
 
 def test_pickles_and_foreign_files_are_refused(tmp_path: Path):

@@ -123,7 +123,7 @@ class TestTwoPictures:
         pictures = [str(folder / "faces/P0/P0_0001.png"), str(folder / "faces/P0/P0_0002.png")]
         run_tool(*pictures, checkpoint="aligned")
         assert [record.getMessage() for record in caplog.records] == [
-            "no landmarks given: taken for faces cropped and aligned already; of others the embeddings are worth little"
+            "no landmarks given: taken for faces cropped and aligned already; of others the answers are worth little"
         ]
         caplog.clear()
         without = capsys.readouterr().out
@@ -197,6 +197,15 @@ class TestProtocol:
         assert calibrated.identity == predictor.identity
         decisions = [calibrated.compare(rows[a], rows[b]).same for a, b in positions]
         assert np.mean(np.array(decisions) == pairs.same) == expected.threshold_accuracy
+
+    def test_pairs_that_nothing_separates_do_not_calibrate(self, run_tool, folder: Path, tmp_path: Path, capsys):
+        lines = (folder / "pairs.txt").read_text().splitlines()
+        turned = [f"{line[:-1]}{1 - int(line[-1])}" for line in lines]
+        (tmp_path / "turned.txt").write_text("\n".join(turned) + "\n")
+        words = [f"pairs={tmp_path / 'turned.txt'}", f"root={folder / 'faces'}", "save=c.ckpt"]
+        assert "save=c.ckpt: not written, as no threshold" in refused(run_tool, capsys, *words)
+        assert not (tmp_path / "c.ckpt").exists()
+        assert (tmp_path / "verification" / "metrics.json").is_file()
 
     def test_calibration_at_a_false_accept_rate_and_with_mirrors(self, run_tool, folder: Path, tmp_path: Path):
         run_tool(*protocol_words(folder, "far=0.25", "mirror=true", "save=c.ckpt", "rates=0.5", "batch_size=5"))

@@ -111,6 +111,11 @@ def protocol(cfg: DictConfig, predictor: EmbeddingPredictor) -> list[str]:
     output = Path(cfg.output).expanduser()
     lines += verification_report(output, scores, measured_on=str(pairs.path))
     lines.append(f"report: {output}/")
+    if cfg.save and not scores.separates:
+        raise UserError(
+            f"save={cfg.save}: not written, as no threshold answers more of these pairs right than one answer to all "
+            f"does (accuracy {scores.accuracy:.4f}); train longer, or on people like these; report: {output}/"
+        )
     if cfg.save:
         calibration = scores.calibration(mirror, chosen)
         save_calibrated(cfg.checkpoint, Path(cfg.save).expanduser(), calibration)

@@ -23,6 +23,7 @@ from mnvision.transforms.framing import CENTRAL_CROP
 LFW_BOX = (0.14, 0.14, 0.86, 0.86)
 """The central 180 of LFW's 250 pixels: head, hair and collar; the rest is background."""
 
+_LABELS = {"-1", "0", "1", "-1.0", "0.0", "1.0"}
 _NO_IS = "say which one means 'no' with data.negative=-1 or data.negative=0"
 
 
@@ -77,6 +78,10 @@ def read_attribute_csv(
             raise UserError(f"{path}, line 1: no column {name!r}; there are {', '.join(header[:50])}")
     if not names:
         raise UserError(f"{path}, line 1: there is no column of an attribute beside {', '.join(others)}")
+    if "" in names:
+        raise UserError(f"{path}, line 1: column {header.index('') + 1} has no name; give it one")
+    if set(names) <= _LABELS:
+        raise UserError(f"{path}, line 1: {', '.join(header[:5])} is a row of labels; put the columns' names above it")
     wanted = [name in names for name in header]
     in_order = [name for name in header if name in names]
     split_texts: list[tuple[int, str]] = []

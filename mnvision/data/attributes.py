@@ -81,6 +81,8 @@ class AttributeDataModule(PictureDataModule[AttributeIndex]):
             raise UserError(f"data.missing must be error or skip, got {missing!r}")
         if val_fraction is not None and not 0 < val_fraction < 1:
             raise UserError(f"data.val_fraction must lie between 0 and 1, got {val_fraction}")
+        if isinstance(attributes, str):
+            raise UserError(f"data.attributes={attributes}: write a list, data.attributes=[{attributes}]")
         if attributes is not None and (not attributes or len(set(attributes)) != len(attributes)):
             raise UserError(f"data.attributes must name at least one attribute, and none twice; got {list(attributes)}")
         self.attributes = None if attributes is None else [str(name) for name in attributes]
@@ -211,10 +213,10 @@ def _warn_of_constants(train: AttributeIndex) -> None:
     """Names the attributes that nothing can be learned of."""
     positive, negative = train.counts()
     for what, rows in (
-        ("are never true", (positive == 0) & (negative > 0)),
-        ("are always true", (positive > 0) & (negative == 0)),
-        ("are not known", (positive == 0) & (negative == 0)),
+        ("are never true in any picture", (positive == 0) & (negative > 0)),
+        ("are true in every picture", (positive > 0) & (negative == 0)),
+        ("are not known in any picture", (positive == 0) & (negative == 0)),
     ):
         names = [train.attribute_names[column] for column in np.flatnonzero(rows)]
         if names:
-            log.warning("%s: attributes that %s in any picture: %s", train.report.source, what, ", ".join(names))
+            log.warning("%s: attributes that %s: %s", train.report.source, what, ", ".join(names))

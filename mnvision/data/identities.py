@@ -16,7 +16,7 @@ from mnvision.data.attribute_splits import SPLIT_NUMBERS, split_off
 from mnvision.data.face_layout import FixedPoints, Missing, face_settings, lay_out
 from mnvision.data.identity_dataset import IdentityDataset, collate_identities
 from mnvision.data.identity_index import IdentityIndex, People, with_enough_pictures
-from mnvision.data.identity_overlap import Overlap, Verified, check_overlap
+from mnvision.data.identity_overlap import Overlap, Verified, check_overlap, people_in_both
 from mnvision.data.identity_pairs import keep_pairs, pairs_among, pictures_of_pairs, sample_pairs
 from mnvision.data.identity_sampler import IdentitySampler
 from mnvision.data.loaders import ordered_loader
@@ -159,6 +159,10 @@ class IdentityDataModule(PictureDataModule[IdentityIndex]):
         self.source(split)
         return self._pairs[split]
 
+    def also_verified(self, verified: IdentityIndex) -> list[str] | None:
+        """Who of the identities trained on is also in the pictures of pairs of any set; None if that is not known."""
+        return people_in_both(self._all(), self.source("train"), verified)
+
     @property
     def collate(self) -> Callable[..., IdentityBatch]:
         """Samples to a batch."""
@@ -277,9 +281,10 @@ class IdentityDataModule(PictureDataModule[IdentityIndex]):
         """P, which with K makes ``batch_size``."""
         number, rest = divmod(self.batch_size, self.images_per_identity) if self.images_per_identity > 1 else (0, 0)
         if number < 1 or rest or (given is not None and given != number):
+            people = "a whole number" if given is None else f"identities_per_batch={given}"
             raise UserError(
-                f"data.batch_size={self.batch_size} is not identities_per_batch={given} x "
-                f"images_per_identity={self.images_per_identity}; make it so, with at least 2 pictures of each"
+                f"data.batch_size={self.batch_size} is not {people} x images_per_identity={self.images_per_identity}; "
+                "make it so, with at least 2 pictures of each"
             )
         return number
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mnvision.data.identity_index import People
+from mnvision.data.identity_index import IdentityIndex, People
 from mnvision.data.index import first_few
 from mnvision.errors import UserError
 
@@ -81,6 +81,26 @@ def check_overlap(people: People, verified: Verified, overlap: Overlap) -> Peopl
         )
     log.warning("%s: %s: %s; data.overlap=exclude trains without them", people.source, text, first_few(shared))
     return people
+
+
+def people_in_both(every: People, trained: IdentityIndex, verified: IdentityIndex) -> list[str] | None:
+    """Who was trained on and is verified: within one folder of pictures exactly, else by name.
+
+    Args:
+        every: All that is known of the set that was trained on.
+        trained: Its training pictures.
+        verified: The pictures of pairs, of that set or of another one.
+
+    Returns:
+        Names, sorted; None where the names of one side are numbers or not known, so that nothing can be compared.
+    """
+    ours, theirs = trained.identity_names(), verified.identity_names()
+    if trained.folder.resolve() == verified.folder.resolve():
+        return sorted(set(ours) & (set(theirs) | _owners(every, set(verified.file_list()))))
+    known = [{name: key for name in names if (key := normalised(name)) is not None} for names in (ours, theirs)]
+    if not all(known):
+        return None
+    return sorted(name for name, key in known[0].items() if key in set(known[1].values()))
 
 
 def _owners(people: People, files: set[str]) -> set[str]:

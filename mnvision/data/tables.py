@@ -131,8 +131,12 @@ def parse(
         ``values`` is ``(I, C)``.
 
     Raises:
-        UserError: A row of the wrong length, a field that cannot be converted, or a file that is named twice.
+        UserError: A column that is named twice, a row of the wrong length or without a file, a field that cannot be
+            converted, or a file that is named twice.
     """
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: {twice[0]!r} names two columns; give each a name of its own")
     names: list[str] = []
     values = array(typecode)
     width = len(columns)
@@ -141,6 +145,8 @@ def parse(
             raise UserError(
                 f"{path}, line {line} ({name}): {len(cells)} values instead of {width}; correct or remove that line"
             )
+        if not name:
+            raise UserError(f"{path}, line {line}: there is no file name; correct or remove that line")
         names.append(name)
         try:
             values.extend(map(convert, cells))  # type: ignore[arg-type]

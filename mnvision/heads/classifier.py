@@ -7,37 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mnvision.errors import UserError
+from mnvision.heads.linear import LinearHead
 
 
-class ClassifierHead(nn.Module):
-    """Pooled logits of the coarsest feature map.
+class ClassifierHead(LinearHead):
+    """Logits ``(B, K)`` of K classes; arguments and errors as :class:`~mnvision.heads.linear.LinearHead`.
 
-    Args:
-        in_channels: Channels of each feature map of the backbone; the last one is classified.
-        num_classes: K, at least 1.
-        dropout: Share of pooled features dropped in training, in [0, 1). TF-slim's demo trainer uses 0.001.
-
-    Raises:
-        UserError: ``num_classes`` or ``dropout`` out of range.
+    TF-slim's demo trainer uses a dropout of 0.001.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, dropout: float = 0.001) -> None:
-        super().__init__()
-        if num_classes < 1:
-            raise UserError(f"head.num_classes={num_classes}: a classifier needs at least one class")
-        if not 0 <= dropout < 1:
-            raise UserError(f"head.dropout={dropout}: give a value in [0, 1)")
-        self.num_classes = num_classes
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(in_channels[-1], num_classes)
-        nn.init.normal_(self.fc.weight, std=0.01)
-        nn.init.zeros_(self.fc.bias)
-
-    def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:
-        """Logits ``(B, K)`` from maps ``[(B, C, H, W), ...]``."""
-        pooled = feature_maps[-1].mean((2, 3))
-        return self.fc(self.dropout(pooled))
+        super().__init__(in_channels, num_classes, dropout)
 
 
 class ClassScores(nn.Module):

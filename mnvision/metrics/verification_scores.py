@@ -132,6 +132,11 @@ class VerificationScores:
         """``threshold`` as a cosine: two embeddings above it count as one person."""
         return as_similarity(self.threshold)
 
+    @property
+    def separates(self) -> bool:
+        """Whether thresholds answer more pairs right than one answer to all; else there is none to decide by."""
+        return self.roc is not None and self.accuracy > max(self.num_same, self.num_different) / len(self.same)
+
     def calibration(self, mirror: bool = False, rate: AcceptanceRate | None = None) -> dict[str, Any]:
         """What a checkpoint holds of these pairs.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
 from mnvision.models import AttributeClassifier
-from mnvision.prediction.embeddings import FacePreprocess
+from mnvision.prediction.faces import FacePreprocess
 from mnvision.prediction.predictor import Predictor
 from mnvision.prediction.preprocess import Prepared
 from mnvision.prediction.results_faces import ImageAttributes

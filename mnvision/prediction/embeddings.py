@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +15,14 @@ from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
 from mnvision.metrics.verification_scores import as_squared_distance
 from mnvision.models import Embedder
+from mnvision.prediction.faces import FacePreprocess
 from mnvision.prediction.predictor import Predictor, check_positive
-from mnvision.prediction.preprocess import Prepared, Preprocess, Source
+from mnvision.prediction.preprocess import Prepared, Source
 from mnvision.prediction.results import ImageResult, Pixels, Shown, picture_fields, picture_title
 from mnvision.transforms.alignment import FivePoints
 from mnvision.transforms.framing import Points
 
 Embedding = NDArray[np.float32]
-
-log = logging.getLogger("mnvision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,40 +92,10 @@ class Comparison:
         return None if self.threshold is None else self.similarity > self.threshold
 
 
-class FacePreprocess(Preprocess):
-    """A face as the network's input, by the rule of its checkpoint.
-
-    Where that sets faces upright by five landmarks, a picture without landmarks is taken for laid out as in training,
-    which is warned about once: by the fixed points of the training's pictures, or, where each had its own landmarks,
-    as a crop that is aligned already.
-
-    Args:
-        rule: See :class:`~mnvision.prediction.preprocess.Preprocess`.
-        resolution: See :class:`~mnvision.prediction.preprocess.Preprocess`.
-        warn: Whether it is.
-    """
-
-    def __init__(self, rule: Mapping[str, Any], resolution: tuple[int, int], warn: bool = True) -> None:
-        super().__init__(rule, resolution)
-        self.aligns = isinstance(self.framing, FivePoints)
-        self._as_aligned = Preprocess({"resize": "stretch"}, resolution) if self.framing.needs_landmarks else None
-        self._warned = not warn
-
-    def __call__(self, source: Source, landmarks: Points | None = None) -> Prepared:
-        """Prepare one picture, see :class:`~mnvision.prediction.preprocess.Preprocess`."""
-        if landmarks is not None or not self.aligns:
-            return super().__call__(source, landmarks)
-        if not self._warned:
-            self._warned = True
-            layout = "faces cropped and aligned already" if self._as_aligned else "pictures laid out as in training"
-            log.warning("no landmarks given: taken for %s; of others the embeddings are worth little", layout)
-        return super().__call__(source) if self._as_aligned is None else self._as_aligned(source)
-
-
 class EmbeddingPredictor(Predictor[ImageEmbedding]):
     """Embeddings of length 1.
 
-    Pictures are prepared as :class:`FacePreprocess` says.
+    Pictures are prepared as :class:`~mnvision.prediction.faces.FacePreprocess` says.
 
     Args:
         model: An embedder.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -143,6 +143,8 @@ def _read(path: Path, output: str) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give an .npz, .npy or .pt file as teacher.path")
     try:
+        if path.suffix == ".npz" and not is_zipfile(path):  # numpy would take it for a pickle
+            raise UserError(f"{path}: cannot be read as arrays (no whole .npz archive); make it again")
         if path.suffix == ".npz":
             # Opened here, for numpy leaves a damaged archive open.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
