@@ -327,7 +327,8 @@ def test_a_collapse_is_named_in_evaluation_and_leaves_no_threshold(
     frozen = task(head={"batch_norm": False}, optimizer=idle)
     frozen.model.load_state_dict(learner.model.state_dict())
     trainer(tmp_path, limit_train_batches=1).fit(frozen, datamodule=Faces())
-    assert frozen.scores is not None and not frozen.scores.separates
+    assert frozen.scores is not None
+    assert not frozen.scores.separates
     assert frozen.metadata.calibration == {}
     assert not [line for line in caplog.messages if "have collapsed" in line]  # the first step is too early
     learner.prepare_evaluation(Faces(), "val")

@@ -58,13 +58,13 @@ def test_alpha_is_inferred_from_rounded_channels(alpha, variant):
 
 
 def test_other_alpha_names_the_override(source):
-    line = r"file\.pth do not fit the backbone \(alpha 0\.25 into alpha 1\.0\): add backbone\.alpha=0\.25, or backbone\.fit_width=true .*$"
+    line = r"file\.pth do not fit the backbone \(alpha 0\.25 into alpha 1\.0\): add backbone\.alpha=0\.25, or .*_width"
     assert_refused(line, MobileNetV1(), weights_of(source))
 
 
 def test_other_settings_name_all_overrides(source):
     weights = weights_of(source, padding="tf_same", activation="relu")
-    both = r"add backbone\.alpha=0\.25 backbone\.padding=tf_same backbone\.activation=relu, or backbone\.fit_width=true .*$"
+    both = r"add backbone\.alpha=0\.25 backbone\.padding=tf_same backbone\.activation=relu, or .*fit_width=true"
     assert_refused(both, MobileNetV1(), weights)
     assert_refused(r"trained otherwise .*: add backbone\.padding=tf_same", MobileNetV1(0.25), weights)
     report = load_into(MobileNetV1(0.25), weights, require_settings=False)

@@ -203,7 +203,7 @@ class TestProtocol:
         turned = [f"{line[:-1]}{1 - int(line[-1])}" for line in lines]
         (tmp_path / "turned.txt").write_text("\n".join(turned) + "\n")
         words = [f"pairs={tmp_path / 'turned.txt'}", f"root={folder / 'faces'}", "save=c.ckpt"]
-        assert "save=c.ckpt: not written, as no threshold" in refused(run_tool, capsys, *words)
+        assert "save=c.ckpt: not written, as pairs of one person are no more alike" in refused(run_tool, capsys, *words)
         assert not (tmp_path / "c.ckpt").exists()
         assert (tmp_path / "verification" / "metrics.json").is_file()
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
@@ -167,7 +168,16 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> None:
 
 
 def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of ``conf/config_name.yaml`` under ``overrides``."""
+    """The config of ``conf/config_name.yaml`` under ``overrides``; inside a command of Hydra's, too."""
+    state = GlobalHydra.instance()
+    outer, state.hydra = state.hydra, None
+    try:
+        return _compose(config_name, overrides)
+    finally:
+        state.hydra = outer
+
+
+def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config_name, list(overrides))
 

@@ -8,10 +8,25 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mnvision.errors import UserError
-from tools.cli import command, compose_config, quoted
+from tools.cli import check_overrides, command, compose_config, quoted
 from tools.evaluate import expand_checkpoint
 
 COLUMNS = ("checkpoint", "alpha", "resolution", "score", "difference", "mult-adds", "share", "params")
+
+
+# Keys of conf/compare.yaml; all others are those of tools/evaluate.py.
+OWN = ("checkpoints", "split", "metric", "overrides", "output", "paths", "hydra")
+
+
+def gather_overrides(words: list[str]) -> list[str]:
+    """Put what is meant for every evaluation, such as ``data.root=PATH``, into ``overrides=``."""
+    others = [
+        word
+        for word in words
+        if "=" in word and not word.startswith("-") and word.lstrip("+~").split("=")[0].split(".")[0] not in OWN
+    ]
+    rest = [word for word in words if word not in others]
+    return [*rest, f"overrides=[{','.join(map(quoted, others))}]"] if others else rest
 
 
 @dataclass(frozen=True)
@@ -48,18 +63,20 @@ def measure_entry(cfg: DictConfig, checkpoint: str, name: str) -> tuple[Entry, s
     Raises:
         UserError: The checkpoint is unreadable, or its task has no such metric.
     """
-    from mnvision.checkpoints import load_model
     from mnvision.cost import measure
-    from tools.run import evaluate
+    from tools.run import evaluate, evaluated_model
 
-    model, metadata = load_model(checkpoint)
     folder = quoted(Path(cfg.output) / name)
     words = [f"checkpoint={quoted(checkpoint)}", f"split={cfg.split}", *cfg.overrides, f"paths.output_dir={folder}"]
-    scores = evaluate(compose_config("evaluate", expand_checkpoint(words)))
+    expanded = expand_checkpoint(words)
+    check_overrides("evaluate", expanded)
+    evaluation = compose_config("evaluate", expanded)
+    model, metadata, _ = evaluated_model(evaluation, words)  # its input may be another one than in training
+    scores = evaluate(evaluation, words)
     metric = f"val/{cfg.metric}" if cfg.metric else metadata.run["monitor"]["metric"]
     if metric not in scores:
         known = ", ".join(sorted(key.removeprefix("val/") for key in scores))
-        raise UserError(f"metric={cfg.metric}: {checkpoint} was scored by {known}")
+        raise UserError(f"{checkpoint} was not scored by {metric.removeprefix('val/')}: give metric=, one of {known}")
     cost = measure(model, model.backbone.resolution)
     alpha, resolution = model.backbone.alpha, model.backbone.resolution
     return Entry(name, alpha, resolution, scores[metric], cost.mult_adds, cost.params), metric
@@ -84,13 +101,30 @@ def short_names(checkpoints: list[str]) -> list[str]:
     return names
 
 
+def require_one_kind(checkpoints: list[str]) -> None:
+    """Refuse what cannot be compared before anything is measured.
+
+    Raises:
+        UserError: A checkpoint is unreadable, or they are of different tasks.
+    """
+    from mnvision.checkpoints import read_metadata
+
+    kinds = {path: read_metadata(path).kind for path in checkpoints}
+    other = next((path for path in checkpoints if kinds[path] != kinds[checkpoints[0]]), None)
+    if other is not None:
+        raise UserError(
+            f"{checkpoints[0]} is a {kinds[checkpoints[0]]} model, {other} one of {kinds[other]}: give checkpoints "
+            "of one task"
+        )
+
+
 def markdown(rows: list[list[str]]) -> str:
     """A table of cells as Markdown."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
-@command("compare")
+@command("compare", gather_overrides)
 def main(cfg: DictConfig) -> None:
     """Command line."""
     import csv
@@ -99,7 +133,10 @@ def main(cfg: DictConfig) -> None:
 
     if not cfg.checkpoints:
         raise UserError("no checkpoints given; e.g. checkpoints=[teacher.ckpt,student.ckpt]")
+    if isinstance(cfg.checkpoints, str):
+        raise UserError(f"checkpoints={cfg.checkpoints}: write a list, checkpoints=[{cfg.checkpoints}]")
     checkpoints = [str(path) for path in cfg.checkpoints]
+    require_one_kind(checkpoints)
     measured = [measure_entry(cfg, path, name) for path, name in zip(checkpoints, short_names(checkpoints))]
     entries, metrics = [entry for entry, _ in measured], {metric for _, metric in measured}
     if len(metrics) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -154,11 +155,11 @@ def _adjusted(config: dict[str, Any], given: list[str], cfg: DictConfig) -> dict
     return config
 
 
-def _evaluated(cfg: DictConfig) -> tuple[Any, Metadata, str]:
+def evaluated_model(cfg: DictConfig, words: Sequence[str]) -> tuple[Any, Metadata, str]:
     """What is to be measured: a checkpoint, a teacher, or a published classifier; and what to call it."""
     if cfg.checkpoint:
         model, metadata = load_model(cfg.checkpoint)
-        given = [word for word in overrides() if word not in metadata.overrides]
+        given = [word for word in words if word not in metadata.overrides]
         adjusted = _adjusted(metadata.model, given, cfg)
         if adjusted != metadata.model:
             model, metadata = load_model(cfg.checkpoint, adjusted)
@@ -170,15 +171,18 @@ def _evaluated(cfg: DictConfig) -> tuple[Any, Metadata, str]:
     return model, Metadata(model.kind, {}, list(teacher.spec.class_names or [])), teacher.spec.name
 
 
-def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Measure a checkpoint, a teacher or a published classifier on one split; returns the metrics."""
-    model, metadata, name = _evaluated(cfg)
+def evaluate(cfg: DictConfig, words: Sequence[str] | None = None) -> dict[str, float]:
+    """Measure a checkpoint, a teacher or a published classifier on one split; returns the metrics.
+
+    Args:
+        cfg: The whole config.
+        words: The overrides that made it; ``None`` for the command line's.
+    """
+    model, metadata, name = evaluated_model(cfg, overrides() if words is None else words)
     wanted = locate(cfg.model._target_).kind  # type: ignore[attr-defined]
     if model.kind != wanted:
-        raise UserError(
-            f"{name} is a {model.kind} model, but this task is {wanted}: leave out task=..., or give one of "
-            f"{model.kind}"
-        )
+        advice = "leave out task=..., or give one" if cfg.checkpoint else "give a task"
+        raise UserError(f"{name} is a {model.kind} model, but this task is {wanted}: {advice} of {model.kind}")
     cfg.backbone.resolution = model.backbone.resolution
     folder = Path(cfg.paths.output_dir)
     data = build_data(cfg, "validate" if cfg.split != "test" else "test")

@@ -113,8 +113,8 @@ def protocol(cfg: DictConfig, predictor: EmbeddingPredictor) -> list[str]:
     lines.append(f"report: {output}/")
     if cfg.save and not scores.separates:
         raise UserError(
-            f"save={cfg.save}: not written, as no threshold answers more of these pairs right than one answer to all "
-            f"does (accuracy {scores.accuracy:.4f}); train longer, or on people like these; report: {output}/"
+            f"save={cfg.save}: not written, as pairs of one person are no more alike than pairs of two (AUC "
+            f"{scores.auc:.4f}): train longer, or on people like these; report: {output}/"
         )
     if cfg.save:
         calibration = scores.calibration(mirror, chosen)

@@ -162,7 +162,7 @@ def check_views(views: int | None) -> None:
         UserError: It is below 1, or no whole number.
     """
     if views is not None and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
-        raise UserError(f"teacher.views={views}: give a whole number >= 1, or null for new views in every epoch")
+        raise UserError(f"teacher.views={views}: give a whole number >= 1, or null (uncached) for ever new ones")
 
 
 def planes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:

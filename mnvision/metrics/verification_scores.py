@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_ROUNDING = 1e-5  # of cosines in float32
 _TABLE_WIDTH = 26
 
 
@@ -134,8 +135,8 @@ class VerificationScores:
 
     @property
     def separates(self) -> bool:
-        """Whether thresholds answer more pairs right than one answer to all; else there is none to decide by."""
-        return self.roc is not None and self.accuracy > max(self.num_same, self.num_different) / len(self.same)
+        """Whether pairs of one person are more alike, by more than rounding; else no threshold decides."""
+        return self.roc is not None and self.auc > 0.5 and float(np.ptp(self.similarities)) > _ROUNDING
 
     def calibration(self, mirror: bool = False, rate: AcceptanceRate | None = None) -> dict[str, Any]:
         """What a checkpoint holds of these pairs.

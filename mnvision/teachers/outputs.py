@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -158,7 +159,9 @@ def _read(path: Path, output: str) -> dict[str, NDArray[Any]]:
             return {output: content.float().numpy()}
     except UserError:
         raise
-    except (*UNREADABLE, BadZipFile) as error:
+    except UnpicklingError:
+        raise UserError(f"{path}: cannot be read as arrays (corrupt, or Python objects beside tensors)") from None
+    except UNREADABLE as error:
         raise UserError(f"{path}: cannot be read as arrays ({one_line(error)})") from None
     raise UserError(f"{path}: outputs are .npz, .npy or .pt files")
 
