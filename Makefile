@@ -31,7 +31,7 @@ demo: $(STAMP)  ## Train, evaluate and draw a small SSD on generated data (CPU, 
 	@echo "annotated pictures:  $(DEMO)/pictures"
 
 FACES  := $(RUNS)/demo-faces
-STUDENT := task=face_attributes experiment=demo_faces backbone.alpha=0.25 backbone.resolution=64 trainer.max_epochs=40
+STUDENT := task=face_attributes experiment=demo_faces backbone.alpha=0.25 backbone.resolution=64 trainer.max_epochs=25
 
 demo-faces: $(STAMP)  ## Distil a small attribute model from a teacher thirty times its cost (CPU, a few minutes)
 	$(BIN)/python tools/train.py task=face_attributes experiment=demo_faces backbone.resolution=96 hydra.run.dir=$(FACES)/teacher
