@@ -1,4 +1,4 @@
-"""Parameter groups and learning-rate schedules.
+"""Parameter groups, how trained weights are fine-tuned, and learning-rate schedules.
 
 Schedules are factors of the optimizer's own learning rate, stepped after every optimizer step.
 """
@@ -6,7 +6,8 @@ Schedules are factors of the optimizer's own learning rate, stepped after every 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -15,24 +16,101 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mnvision.errors import UserError
 
+SCALE = "lr_scale"
+"""Key of a parameter group whose learning rate is that part of the optimizer's."""
+BACKBONE = "backbone"
 
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Two groups: parameters that weight decay applies to, and those it must leave alone.
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How much of a trained backbone changes.
+
+    Attributes:
+        layer_decay: In (0, 1]. The head learns at the optimizer's rate, the backbone's last block at ``layer_decay``
+            times that, the one before at ``layer_decay ** 2`` times, and so on to the stem (as in ELECTRA,
+            https://arxiv.org/abs/2003.10555, and BEiT). 1 treats all alike.
+        freeze: What stays as it is, weights and BatchNorm statistics: "backbone", a number n for the stem and the first
+            n blocks, or None for nothing.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    layer_decay: float = 1.0
+    freeze: int | str | None = None
+
+    def __post_init__(self) -> None:
+        decay, freeze = self.layer_decay, self.freeze
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
+            raise UserError(f"fine_tuning.layer_decay={decay!r}: give a number above 0 and at most 1")
+        if freeze is not None and freeze != BACKBONE and (type(freeze) is not int or freeze < 1):
+            raise UserError(
+                f"fine_tuning.freeze={freeze!r}: give backbone, a number of blocks of at least 1, or null for none"
+            )
+
+    def frozen(self, backbone: Any) -> list[nn.Module]:
+        """The parts of a backbone that stay as they are.
+
+        Raises:
+            UserError: The backbone has fewer blocks than are to be frozen.
+        """
+        if self.freeze is None:
+            return []
+        count = len(backbone.blocks)
+        if isinstance(self.freeze, int) and self.freeze > count:
+            raise UserError(
+                f"fine_tuning.freeze={self.freeze}: the backbone has {count} blocks; give {count} at most, or backbone"
+            )
+        return [backbone] if self.freeze == BACKBONE else [backbone.stem, *backbone.blocks[: self.freeze]]
+
+    def scales(self, backbone: Any) -> dict[int, float]:
+        """Part of the learning rate for each of the backbone's parameters, by its ``id``; empty where all is 1."""
+        if self.layer_decay == 1:
+            return {}
+        layers = [backbone.stem, *backbone.blocks]
+        return {
+            id(parameter): self.layer_decay ** (len(layers) - depth)
+            for depth, layer in enumerate(layers)
+            for parameter in layer.parameters()
+        }
+
+
+def parameter_groups(module: nn.Module, scales: Mapping[int, float] | None = None) -> list[dict[str, Any]]:
+    """Parameters that weight decay applies to and those it must leave alone, in two groups for every learning rate.
 
     Decay touches only the kernels of full and 1x1 convolutions and of linear layers. BatchNorm, biases and
     depthwise kernels have none (MobileNet paper, section 3.1: "very little or no weight decay on the depthwise
     filters since there are so few parameters in them").
+
+    Args:
+        module: Its parameters that are trained.
+        scales: From :meth:`FineTuning.scales`; 1 for parameters that are not in it.
+
+    Returns:
+        The highest rate first. Groups of another rate than the optimizer's have a key ``lr_scale``, which
+        :func:`scale_rates` carries out.
     """
+    scales = scales or {}
     depthwise = {
         id(layer.weight)
         for layer in module.modules()
         if isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels
     }
     trained = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 and id(p) not in depthwise]
-    plain = [p for p in trained if p.ndim <= 1 or id(p) in depthwise]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = []
+    for scale in sorted({scales.get(id(p), 1.0) for p in trained}, reverse=True):
+        members = [p for p in trained if scales.get(id(p), 1.0) == scale]
+        decayed = [p for p in members if p.ndim > 1 and id(p) not in depthwise]
+        plain = [p for p in members if p.ndim <= 1 or id(p) in depthwise]
+        rate = {} if scale == 1 else {SCALE: scale}
+        groups += [{"params": decayed, **rate}, {"params": plain, "weight_decay": 0.0, **rate}]
     return [group for group in groups if group["params"]]
+
+
+def scale_rates(optimizer: Optimizer) -> None:
+    """Multiply the learning rate of every group by its ``lr_scale``; once, before a schedule is made."""
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get(SCALE, 1.0)
 
 
 def _scheduled(optimizer: Optimizer, warmup_steps: int, total_steps: int, factor: Callable[[int], float]) -> LambdaLR:

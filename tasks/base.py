@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mnvision.checkpoints import KEY, Metadata
 from mnvision.errors import UserError
-from mnvision.optim import parameter_groups
+from mnvision.optim import SCALE, FineTuning, parameter_groups, scale_rates
 from tasks.distillation import Distillation
 
 
@@ -49,6 +49,8 @@ class VisionTask(pl.LightningModule):
         self._scheduler = scheduler
         self._compile = compile
         self.distillation = distillation
+        self._scales: dict[int, float] = {}
+        self._frozen: tuple[nn.Module, ...] = ()
         # In a tuple, lest Lightning take the averaged weights for a second set of parameters to train and save.
         self._evaluated: tuple[nn.Module] = (self.model,)
 
@@ -60,6 +62,33 @@ class VisionTask(pl.LightningModule):
     def evaluate_with(self, model: nn.Module) -> None:
         """Measure metrics on ``model`` from now on."""
         self._evaluated = (model,)
+
+    def fine_tune(self, settings: FineTuning) -> None:
+        """Freeze parts of the backbone and set the learning rates of the others, before the fit begins.
+
+        Raises:
+            UserError: The backbone has fewer blocks than are to be frozen.
+        """
+        backbone: Any = self.model.backbone
+        self._scales, self._frozen = settings.scales(backbone), tuple(settings.frozen(backbone))
+        for part in self._frozen:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; frozen parts stay in evaluation mode, so their statistics do not move."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    def on_train_start(self) -> None:
+        """Put frozen parts into evaluation mode; not before, lest Lightning warn of what is meant."""
+        for part in self._frozen:
+            part.eval()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer is built on."""
+        return parameter_groups(self, self._scales)
 
     def pixels(self, batch: Any) -> Tensor:
         """The batch's images in the task's memory layout."""
@@ -140,9 +169,10 @@ class VisionTask(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """No weight decay on BatchNorm, biases and depthwise kernels; the schedule is stepped every step."""
         try:
-            optimizer = self._optimizer(parameter_groups(self))
+            optimizer = self._optimizer(self.parameter_groups())
         except (TypeError, ValueError) as error:
             raise UserError(f"the optimizer cannot be built with these settings: {error}") from error
+        scale_rates(optimizer)
         if self._scheduler is None:
             return optimizer
         total = self.trainer.estimated_stepping_batches
@@ -160,7 +190,7 @@ class VisionTask(pl.LightningModule):
         checkpoint[KEY] = self.metadata.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume from a checkpoint of another task or another model."""
+        """Refuse to resume from a checkpoint of another task, another model, or another fine-tuning."""
         stored = checkpoint.get(KEY)
         if stored is None:
             raise UserError("ckpt_path: not one of our checkpoints; weights alone go to backbone.pretrained=FILE")
@@ -182,3 +212,10 @@ class VisionTask(pl.LightningModule):
                 f"ckpt_path: the checkpoint was trained without {key}; repeat the overrides of its run, or use "
                 "resume=RUN_DIR"
             )
+        groups = [(len(group["params"]), group.get(SCALE)) for group in self.parameter_groups()]
+        for optimizer in checkpoint.get("optimizer_states", []):
+            if [(len(group["params"]), group.get(SCALE)) for group in optimizer["param_groups"]] != groups:
+                raise UserError(
+                    "ckpt_path: the checkpoint was trained with another fine_tuning.freeze or layer_decay; repeat "
+                    "them, or start a new run from its weights with init_from=FILE"
+                )

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -52,6 +54,8 @@ class ClassificationTask(VisionTask):
         self.loss = loss
         self.evaluator: ClassificationEvaluator | None = None
         self.scores: ClassificationScores | None = None
+        self._notes: list[str] = []
+        self._dataset: Any = None
         self.register_buffer("label_map", torch.arange(len(metadata.class_names)), persistent=False)
 
     def prepare_evaluation(self, data: Any, split: str) -> None:
@@ -69,6 +73,7 @@ class ClassificationTask(VisionTask):
                 "so, or map them with data.class_names_file"
             )
         self.label_map = torch.tensor([position[name] for name in data.class_names], device=self.device)
+        self._notes, self._dataset = data.notes(split), data.eval_dataset(split, None)
 
     def training_step(self, batch: ClassificationBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, and what a teacher adds."""
@@ -105,7 +110,7 @@ class ClassificationTask(VisionTask):
         self.log_dict({name: value for name, value in values.items() if value is not None})
 
     def write_report(self, folder: Path) -> list[str]:
-        """Accuracy per class and the confusion matrix of the last evaluation.
+        """Accuracy per class, the confusion matrix and pictures of the commonest mistakes of the last evaluation.
 
         Returns:
             Lines for the terminal.
@@ -113,4 +118,10 @@ class ClassificationTask(VisionTask):
         from tasks.reports import classification_report
 
         assert self.scores is not None
-        return classification_report(folder, self.scores)
+        picture = None if self._dataset is None else self._picture
+        return classification_report(folder, self.scores, self._notes, picture)
+
+    def _picture(self, position: int) -> NDArray[np.uint8]:
+        """What the network saw of an evaluated sample, ``(H, W, 3)``."""
+        pixels: NDArray[np.uint8] = self._dataset.view(position).image.permute(1, 2, 0).numpy()
+        return pixels

@@ -6,12 +6,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from mnvision.backbones.pretrained.classes import match_classes
 from mnvision.backbones.pretrained.loading import load_into
 from mnvision.backbones.pretrained.sources import read_weights
 from mnvision.backbones.pretrained.weights import PretrainedWeights
 from mnvision.backbones.pretrained.width import fit_width
 from mnvision.build import build_model
-from mnvision.checkpoints import Metadata
+from mnvision.checkpoints import Metadata, read_checkpoint, read_metadata, shipped_weights
+from mnvision.data.index import first_few
 from mnvision.errors import UserError
 
 log = logging.getLogger("mnvision")
@@ -23,12 +27,16 @@ SOURCE_KEYS = ("pretrained", "fit_width")
 FROM_SCRATCH = {"padding": "symmetric", "bn_eps": 1e-3}
 
 
-def compose_model(config: Mapping[str, Any], class_names: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """A model for these classes, its backbone filled from ``backbone.pretrained`` where that is given.
+def compose_model(
+    config: Mapping[str, Any], class_names: Sequence[str], init_from: str | None = None, init_head: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """A model for these classes, its backbone filled from ``backbone.pretrained`` or a checkpoint where one is given.
 
     Args:
         config: The composed ``model`` node: backbone, head, decoder, mean, std.
         class_names: From the data.
+        init_from: A checkpoint of ours, of any kind, whose backbone to start from.
+        init_head: Start the head's rows from that checkpoint's too, for classes of the same name.
 
     Returns:
         The model and its settled config, which holds no ``auto`` and rebuilds it without the weights' source.
@@ -36,7 +44,7 @@ def compose_model(config: Mapping[str, Any], class_names: Sequence[str]) -> tupl
     Raises:
         UserError: A class count that contradicts the data, or weights that do not fit.
     """
-    source = config["backbone"].get("pretrained")
+    source = _source(config["backbone"].get("pretrained"), init_from, init_head)
     weights = read_weights(source) if source else None
     if weights is not None and config["backbone"].get("fit_width") and weights.alpha != config["backbone"]["alpha"]:
         log.info("%s: width multiplier %g fitted to %g", source, weights.alpha, config["backbone"]["alpha"])
@@ -45,10 +53,58 @@ def compose_model(config: Mapping[str, Any], class_names: Sequence[str]) -> tupl
     model = build_model(settled)
     if weights is not None:
         _check_pixels(settled, weights)
-        report = load_into(model.backbone, weights, model.head, class_names=class_names)
+        report = load_into(model.backbone, weights, None if init_from else model.head, class_names=class_names)
         for line in str(report).splitlines():
             log.info(line)
+    if init_from and init_head:
+        start_head(model, class_names, init_from)
     return model, settled
+
+
+def start_head(model: Any, class_names: Sequence[str], path: str) -> None:
+    """Copy the rows of a checkpoint's head to the classes of the same name; other classes keep their random rows.
+
+    Args:
+        model: One of ``mnvision.models``, with one row of its head per class.
+        class_names: Of the model.
+        path: A checkpoint of a model of the same kind.
+
+    Raises:
+        UserError: The heads have no rows that fit, or no class in common.
+    """
+    content = read_checkpoint(path)
+    metadata, stored = read_metadata(path, content), shipped_weights(content)
+    own = {name: tensor for name, tensor in model.head.named_parameters() if name in ("fc.weight", "fc.bias")}
+    theirs = {name: stored.get(f"head.{name}") for name in own}
+    if metadata.kind != model.kind or not own or any(tensor is None for tensor in theirs.values()):
+        raise UserError(
+            f"init_head=true: the head of {path} ({metadata.kind}) has no rows by class that this {model.kind} head "
+            "could take; leave init_head out"
+        )
+    _, fresh = match_classes(class_names, metadata.class_names)
+    known = [name for name in class_names if name not in set(fresh)]
+    if not known:
+        raise UserError(
+            f"init_head=true: no class has the name of one of {path}: {first_few(class_names)} here, "
+            f"{first_few(metadata.class_names)} there; leave init_head out"
+        )
+    rows, _ = match_classes(known, metadata.class_names)
+    place_of = {name: place for place, name in enumerate(class_names)}
+    places = [place_of[name] for name in known]
+    for name, tensor in own.items():
+        given = theirs[name]
+        assert given is not None
+        if given.shape[1:] != tensor.shape[1:]:
+            raise UserError(
+                f"init_head=true: the head of {path} takes {given.shape[1]} features, this one {tensor.shape[1]}; set "
+                "backbone.alpha as there, or leave init_head out"
+            )
+        with torch.no_grad():
+            tensor[places] = given[rows].to(tensor.dtype)
+    log.info(
+        "head: %d of %d classes start from those of the same name%s",
+        *(len(known), len(class_names), f"; new: {first_few(fresh)}" if fresh else ""),
+    )
 
 
 def compose_published_classifier(config: Mapping[str, Any]) -> tuple[Any, Metadata]:
@@ -113,6 +169,21 @@ def settle(config: Mapping[str, Any], weights: PretrainedWeights | None, num_cla
         )
     parts["head"]["num_classes"] = stated if num_classes is None else num_classes
     return {**config, **parts}
+
+
+def _source(pretrained: str | None, init_from: str | None, init_head: bool) -> str | None:
+    """Where the backbone's weights come from.
+
+    Raises:
+        UserError: Two sources, a head without a checkpoint, or a file that is none of our checkpoints.
+    """
+    if init_head and not init_from:
+        raise UserError("init_head=true takes the head of the checkpoint that init_from=FILE names: give that too")
+    if init_from and pretrained:
+        raise UserError(f"init_from={init_from} and backbone.pretrained={pretrained}: two starts; keep one of them")
+    if init_from:
+        read_metadata(init_from)
+    return init_from or pretrained
 
 
 def _check_pixels(config: Mapping[str, Any], weights: PretrainedWeights) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mnvision.files import whole_file
 from mnvision.metrics.attribute_scores import AttributeMetrics, AttributeRow
@@ -33,14 +36,36 @@ def detection_report(folder: Path, evaluator: CocoEvaluator, scores: CocoScores)
     return [*scores.table().splitlines(), *_ranked_lines("AP per class", scores.per_class)]
 
 
-def classification_report(folder: Path, scores: ClassificationScores) -> list[str]:
-    """Write ``metrics.json``, ``per_class.csv`` and the confusion matrix; return the terminal's lines."""
-    from mnvision.figures import save_confusion_matrix
+def classification_report(
+    folder: Path,
+    scores: ClassificationScores,
+    notes: Sequence[str] = (),
+    picture: Callable[[int], NDArray[np.uint8]] | None = None,
+) -> list[str]:
+    """Write ``metrics.json``, ``per_class.csv`` and figures; return the terminal's lines.
 
-    _write_json(folder / "metrics.json", scores.to_dict())
+    Args:
+        folder: Receives the files.
+        scores: Of the evaluation.
+        notes: What a reader of the scores should know.
+        picture: Position of a sample -> its pixels ``(H, W, 3)``, to show mistakes with; None shows none.
+    """
+    from mnvision.figures import save_confusion_matrix
+    from mnvision.figures_confusions import save_confused_pairs
+
+    _write_json(folder / "metrics.json", {**scores.to_dict(), **({"notes": list(notes)} if notes else {})})
     _write_per_class(folder / "per_class.csv", "top1", scores.per_class)
     save_confusion_matrix(scores.confusion, list(scores.per_class), folder / "figures" / "confusion.png")
-    return [*scores.table().splitlines(), *_ranked_lines("top-1 per class", scores.per_class)]
+    confused = scores.confused[:WORST]
+    if confused and picture is not None:
+        save_confused_pairs(scores.confused, picture, folder / "figures" / "most_confused.png")
+    return [
+        *scores.table().splitlines(),
+        *(f"note: {note}" for note in notes),
+        *_ranked_lines("top-1 per class", scores.per_class),
+        *(["most confused:"] if confused else []),
+        *(f"  {', '.join(way.text() for way in (pair.forth, pair.back) if way.count)}" for pair in confused),
+    ]
 
 
 def attribute_report(folder: Path, scores: AttributeMetrics) -> list[str]:

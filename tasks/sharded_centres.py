@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mnvision.errors import UserError
 from mnvision.losses.margins import MarginSoftmax
 from mnvision.losses.sharding import whole_on_first
-from mnvision.optim import parameter_groups
+from tasks.base import VisionTask
 
 
 class ShardedCentres:
@@ -21,12 +21,12 @@ class ShardedCentres:
     A checkpoint is the same for every number of processes, so a run can be resumed with another one.
 
     Args:
-        task: Holds ``loss``; its optimizer is built on ``parameter_groups(task)``.
+        task: Holds ``loss``; its optimizer is built on ``task.parameter_groups()``.
         loss: The margin loss.
         name: Of the centres in the task's state dict.
     """
 
-    def __init__(self, task: nn.Module, loss: MarginSoftmax, name: str = "loss.centres") -> None:
+    def __init__(self, task: VisionTask, loss: MarginSoftmax, name: str = "loss.centres") -> None:
         self.task, self.loss, self.name = task, loss, name
 
     def spread(self) -> None:
@@ -87,7 +87,7 @@ class ShardedCentres:
         """Change the centres and all of the optimizer's state that has their shape."""
         shape = self.loss.centres.shape if shape is None else shape
         checkpoint["state_dict"][self.name] = change(checkpoint["state_dict"][self.name])
-        ordered = [p for group in parameter_groups(self.task) for p in group["params"]]
+        ordered = [p for group in self.task.parameter_groups() for p in group["params"]]
         position = next(i for i, p in enumerate(ordered) if p is self.loss.centres)
         for optimizer in checkpoint.get("optimizer_states", []):
             state = optimizer["state"].get(position, {})

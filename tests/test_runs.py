@@ -18,6 +18,7 @@ from mnvision.checkpoints import load_model, read_checkpoint
 from mnvision.errors import UserError
 from tests.builders import make_image_folder, make_tiny_coco, make_tiny_voc
 from tests.builders_faces import make_tiny_celeba
+from tests.builders_fine_grained import make_dogs
 from tests.builders_identities import make_people
 from tools import cli
 from tools.run import evaluate, train
@@ -68,6 +69,8 @@ def make_data(task: str, root: Path) -> None:
         make_tiny_celeba(root)
     elif task == "face_embeddings":
         make_people(root, {f"Person_{i}": 2 for i in range(60)})
+    elif task == "fine_grained":
+        make_dogs(root)
     else:
         make_image_folder(root)
 

@@ -9,7 +9,7 @@ from tools.cli import command, merge_overrides, quoted, take
 # What belongs to the training of the checkpoint's run and not to measuring it.
 TRAINING = [
     *("hydra", "trainer", "callbacks", "logger", "debug", "ckpt_path", "resume", "backbone.pretrained"),
-    *("teacher", "distill"),
+    *("teacher", "distill", "init_from", "init_head", "fine_tuning"),
 ]
 
 

@@ -18,6 +18,7 @@ from mnvision.callbacks.checkpoint_io import AtomicCheckpointIO
 from mnvision.checkpoints import Metadata, load_model
 from mnvision.errors import UserError
 from mnvision.files import whole_file
+from mnvision.optim import FineTuning
 from mnvision.teachers.base import Teacher
 from mnvision.teachers.scored import ScoredTeacher
 from tasks.composition import compose_model, compose_published_classifier
@@ -64,7 +65,8 @@ def train(cfg: DictConfig) -> pl.Trainer:
     data = build_data(cfg, "fit")
     teacher = build_teacher(cfg)
     class_names = learned_classes(cfg, data, teacher)
-    model, model_config = compose_model(plain(cfg.model), class_names)
+    model, model_config = compose_model(plain(cfg.model), class_names, cfg.init_from, cfg.init_head)
+    tuning = fine_tuning(cfg)
     if not data.labelled:
         cfg.monitor = {"metric": "val/distill", "mode": "min"}
     metadata = Metadata(
@@ -81,6 +83,7 @@ def train(cfg: DictConfig) -> pl.Trainer:
         parts["distillation"] = build_distillation(cfg, teacher, data, model, class_names)
         data.teacher_view = teacher_view(cfg, teacher, data)
     task = instantiate(cfg.task, _convert_="all", _partial_=True)(**parts)
+    task.fine_tune(tuning)
     trainer = build_trainer(cfg, build_all(cfg.callbacks))
     if 0 in (trainer.max_epochs, trainer.max_steps):
         raise UserError("nothing to train: trainer.max_epochs or trainer.max_steps is 0")
@@ -97,6 +100,21 @@ def train(cfg: DictConfig) -> pl.Trainer:
     trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     _report_fit(cfg, trainer, folder)
     return trainer
+
+
+def fine_tuning(cfg: DictConfig) -> FineTuning:
+    """How much of the backbone changes.
+
+    Raises:
+        UserError: A value is out of range, or random weights are to be frozen.
+    """
+    tuning = FineTuning(**plain(cfg.fine_tuning))
+    if tuning.freeze is not None and not (cfg.init_from or cfg.backbone.pretrained or cfg.ckpt_path):
+        raise UserError(
+            f"fine_tuning.freeze={tuning.freeze} would keep random weights: give init_from=FILE or "
+            "backbone.pretrained=SOURCE"
+        )
+    return tuning
 
 
 def learned_classes(cfg: DictConfig, data: Any, teacher: Teacher | None) -> list[str]:
@@ -133,6 +151,9 @@ def _report_fit(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
     score = getattr(checkpoint, "best_model_score", None)
     if score is not None:
         log.info("best %s %.4f: %s", cfg.monitor.metric, float(score), checkpoint.best_model_path)  # type: ignore[union-attr]
+        notes = getattr(trainer.datamodule, "notes", None)  # type: ignore[attr-defined]
+        for note in notes("val") if notes else ():
+            log.info("note: %s", note)
     log.info("run folder: %s", folder)
 
 

@@ -1,4 +1,4 @@
-"""Files and labels of an image-folder set: one folder per class."""
+"""Files and labels of a classification set, and how an image folder, one folder per class, is listed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class FolderIndex:
         folder: Folder that the file names are relative to.
         file_names: ``(I,)`` file-system encoded bytes.
         labels: ``(I,)`` int64, ``0 .. K-1``.
-        class_folders: Label -> folder name, sorted.
+        class_folders: Label -> folder name, sorted; of a listed set the class's name.
         report: What was found.
+        corners: ``(I, 2, 2)`` float64, x and y of the top left and bottom right corner of the object in pixels of the
+            picture, where pictures are shown by it.
     """
 
     folder: Path
@@ -32,6 +34,7 @@ class FolderIndex:
     labels: NDArray[np.int64]
     class_folders: tuple[str, ...]
     report: DataReport
+    corners: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,13 +43,16 @@ class FolderIndex:
         """Path of one image."""
         return self.folder / os.fsdecode(bytes(self.file_names[position]))
 
-    def landmarks(self, position: int) -> None:
-        """Image folders have none."""
+    def landmarks(self, position: int) -> NDArray[np.float64] | None:
+        """Corners of the object ``(2, 2)``; None where it is not known."""
+        return None if self.corners is None else self.corners[position]
 
     def take(self, positions: NDArray[np.int64], part: str) -> FolderIndex:
         """Some of the images as an index of their own, called ``part`` in the report."""
         report = DataReport(f"{self.report.source} ({part})", len(positions), None, self.report.findings)
-        return FolderIndex(self.folder, self.file_names[positions], self.labels[positions], self.class_folders, report)
+        corners = None if self.corners is None else self.corners[positions]
+        names, labels = self.file_names[positions], self.labels[positions]
+        return FolderIndex(self.folder, names, labels, self.class_folders, report, corners)
 
 
 def read_image_folder(folder: Path, class_folders: Sequence[str] | None = None) -> FolderIndex:

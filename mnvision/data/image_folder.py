@@ -1,7 +1,8 @@
-"""Image folders for classification: one folder per class below ``train`` and ``val``, as in ImageNet."""
+"""Pictures of one class each, and image folders: one folder per class below ``train`` and ``val``, as in ImageNet."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,16 @@ from mnvision.errors import UserError
 from mnvision.transforms.classification import ClassificationAugment
 from mnvision.transforms.framing import CENTRAL_CROP, CenterCrop
 from mnvision.types import ClassificationBatch
+
+IMAGENET_CLASSES = 1000
+
+
+def imagenet_note(reason: str) -> str:
+    """What to say beside scores on pictures that ImageNet holds too."""
+    return (
+        f"{reason}: weights or a teacher trained on ImageNet may have been trained on the pictures scored here, so "
+        "their score may be too high"
+    )
 
 
 class ClassificationSample(NamedTuple):
@@ -40,7 +51,27 @@ def collate_classification(samples: Sequence[ClassificationSample]) -> Classific
     return {**collate_views([sample.view for sample in samples]), "labels": labels}  # type: ignore[typeddict-item]
 
 
-class ImageFolderDataModule(PictureDataModule[FolderIndex]):
+class ClassificationDataModule(PictureDataModule[FolderIndex]):
+    """Pictures of one class each. Arguments and errors as :class:`~mnvision.data.pictures.PictureDataModule`."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def collate(self) -> Callable[..., ClassificationBatch]:
+        """Samples to a batch."""
+        return collate_classification
+
+    def dataset(
+        self, source: FolderIndex, augment: ClassificationAugment | None, teacher: TeacherView | None
+    ) -> ImageFolderDataset:
+        """The data set over a split's pictures."""
+        return ImageFolderDataset(source, self.resolution, self.framing, augment, self.seed, teacher)
+
+
+class ImageFolderDataModule(ClassificationDataModule):
     """Classification from folders: ``root/train/<class>/*.jpg`` and ``root/val/<class>/*.jpg``.
 
     ImageNet in its usual layout (``train/n01440764/...``, ``val/n01440764/...``) is such a set.
@@ -96,21 +127,12 @@ class ImageFolderDataModule(PictureDataModule[FolderIndex]):
             list(folders) if self.class_names_file is None else read_class_names(Path(self.class_names_file), folders)
         )
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self._any_source().class_folders)
-
-    @property
-    def collate(self) -> Callable[..., ClassificationBatch]:
-        """Samples to a batch."""
-        return collate_classification
-
-    def dataset(
-        self, source: FolderIndex, augment: ClassificationAugment | None, teacher: TeacherView | None
-    ) -> ImageFolderDataset:
-        """The data set over a split's pictures."""
-        return ImageFolderDataset(source, self.resolution, self.framing, augment, self.seed, teacher)
+    def notes(self, split: Split) -> list[str]:
+        """Names a doubt about subsets of ImageNet, see :meth:`~mnvision.data.pictures.PictureDataModule.notes`."""
+        folders = self._any_source().class_folders
+        if len(folders) >= IMAGENET_CLASSES or not all(re.fullmatch(r"n\d{8}", name) for name in folders):
+            return []
+        return [imagenet_note("the classes' WordNet ids suggest that these pictures are taken from ImageNet")]
 
     def read(self, split: Split) -> FolderIndex:
         """Lists one split.

@@ -52,7 +52,7 @@ class PictureSource(Protocol):
         ...
 
     def landmarks(self, position: int) -> NDArray[np.float64] | None:
-        """``(5, 2)`` x and y in the original picture's pixels, where known."""
+        """``(5, 2)`` x and y in the original picture's pixels, where known; or what else the framing goes by."""
         ...
 
 
@@ -252,6 +252,10 @@ class PictureDataModule(pl.LightningDataModule, ABC, Generic[Source]):
     def reports(self) -> dict[str, DataReport]:
         """What was found in the splits read so far."""
         return {split: source.report for split, source in self._sources.items()}
+
+    def notes(self, split: Split) -> list[str]:
+        """What a reader of a split's scores should know; printed beside them."""
+        return []
 
     def num_images(self, split: Split) -> int:
         """Pictures in a split."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 
 from mnvision.errors import UserError
+from mnvision.metrics.confused_pairs import ConfusedPair, most_confused
 
 _TOP = 5
 
@@ -28,6 +29,7 @@ class ClassificationScores:
         num_samples: Samples counted.
         num_repeated: Samples left out because they had been given before.
         confusion: ``(K, K)`` int64, row true class, column predicted class, in the order of ``per_class``.
+        confused: The pairs of classes with the most mistakes between them.
     """
 
     top1: float
@@ -37,6 +39,7 @@ class ClassificationScores:
     num_samples: int
     num_repeated: int
     confusion: NDArray[np.int64] = field(repr=False, compare=False)
+    confused: tuple[ConfusedPair, ...] = field(default=(), repr=False)
 
     def scalars(self) -> dict[str, float]:
         """The accuracies by name; ``top5`` only where it is defined."""
@@ -50,6 +53,7 @@ class ClassificationScores:
             "per_class": self.per_class,
             "num_samples": self.num_samples,
             "num_repeated": self.num_repeated,
+            "most_confused": [pair.to_dict() for pair in self.confused],
         }
 
     def table(self) -> str:
@@ -156,7 +160,7 @@ class ClassificationEvaluator:
             The scores.
         """
         classes = len(self.class_names)
-        _, labels, predicted, in_top = self._unique().T
+        positions, labels, predicted, in_top = self._unique().T
         confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
         right, totals = confusion.diagonal(), confusion.sum(axis=1)
         with_samples = totals > 0
@@ -170,4 +174,5 @@ class ClassificationEvaluator:
             num_samples=count,
             num_repeated=self._repeated,
             confusion=confusion.astype(np.int64),
+            confused=most_confused(labels, predicted, positions, self.class_names),
         )

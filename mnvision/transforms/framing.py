@@ -50,7 +50,8 @@ class Framing(ABC):
 
         Args:
             size: Of the original picture, in pixels.
-            landmarks: ``(5, 2)`` x and y in the picture's pixels, where they are known.
+            landmarks: ``(5, 2)`` x and y in the picture's pixels, where they are known; of
+                :class:`~mnvision.transforms.annotated_box.AnnotatedBox` the ``(2, 2)`` corners of a box.
         """
 
     @abstractmethod
@@ -157,7 +158,12 @@ def framing_from_dict(rule: Mapping[str, Any]) -> Framing:
         from mnvision.transforms.alignment import FivePoints  # itself a framing, so it cannot be imported above
 
         return FivePoints.from_dict(rule)
-    raise UserError(f"preprocess.resize={resize!r}: this version knows stretch, center_crop, box and five_points")
+    if resize == "annotated_box":
+        from mnvision.transforms.annotated_box import AnnotatedBox
+
+        return AnnotatedBox()
+    known = "stretch, center_crop, box, annotated_box and five_points"
+    raise UserError(f"preprocess.resize={resize!r}: this version knows {known}")
 
 
 def shown_part(plane: Plane, window: Window) -> tuple[float, float]:
