@@ -33,7 +33,7 @@ demo: $(STAMP)  ## Train, evaluate and draw a small SSD on generated data (CPU, 
 FACES  := $(RUNS)/demo-faces
 STUDENT := task=face_attributes experiment=demo_faces backbone.alpha=0.25 backbone.resolution=64 trainer.max_epochs=25
 
-demo-faces: $(STAMP)  ## Distil a small attribute model from a teacher thirty times its cost (CPU, a few minutes)
+demo-faces: $(STAMP)  ## Distil a small attribute model from a teacher thirty times its cost (CPU, about 8 minutes)
 	$(BIN)/python tools/train.py task=face_attributes experiment=demo_faces backbone.resolution=96 hydra.run.dir=$(FACES)/teacher
 	$(BIN)/python tools/train.py $(STUDENT) teacher=checkpoint teacher.path=$(FACES)/teacher/checkpoints/best.ckpt teacher.cache=true hydra.run.dir=$(FACES)/distilled
 	$(BIN)/python tools/train.py $(STUDENT) hydra.run.dir=$(FACES)/labels
