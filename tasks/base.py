@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class VisionTask(pl.LightningModule):
         self.distillation = distillation
         self._scales: dict[int, float] = {}
         self._frozen: tuple[nn.Module, ...] = ()
+        self._seed = 0
         # In a tuple, lest Lightning take the averaged weights for a second set of parameters to train and save.
         self._evaluated: tuple[nn.Module] = (self.model,)
 
@@ -85,6 +87,12 @@ class VisionTask(pl.LightningModule):
         """Put frozen parts into evaluation mode; not before, lest Lightning warn of what is meant."""
         for part in self._frozen:
             part.eval()
+        self._seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout, and all else that a step draws, by its place in the run, so that resuming repeats it."""
+        place = (self._seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimizer is built on."""

@@ -146,6 +146,21 @@ def test_half_a_run_and_its_resumption_equal_the_whole_run(tmp_path: Path, shape
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
 
 
+def test_a_resumed_run_draws_the_same_dropout(tmp_path: Path):
+    make_image_folder(tmp_path / "images")
+    words = ["task=classification", f"data.root={tmp_path / 'images'}", "head.dropout=0.5", "callbacks.ema=null"]
+    words += ["backbone.alpha=0.25", "backbone.resolution=32", "data.num_workers=0", "data.batch_size=2"]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    # A constant rate, so that a run of one epoch is the first half of a run of two.
+    words += ["scheduler=constant"]
+    train(compose(whole, *words, "trainer.max_epochs=2"))
+    train(compose(halves, *words, "trainer.max_epochs=1"))
+    last = halves / "checkpoints" / "last.ckpt"
+    train(compose(halves, *words, "trainer.max_epochs=2", f"ckpt_path={last}"))
+    one, two = weights(whole), weights(halves)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
