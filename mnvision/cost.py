@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of a model, by layer and by layer type.
+"""Multiply-adds and parameters of a model, by layer, by layer type and by part.
 
 Conventions, those of MobileNets, https://arxiv.org/abs/1704.04861, tables 1-8: one multiply-add is one
 multiplication with its addition in a convolution or a fully connected layer, for one image. Biases, batch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from mnvision.cost_tables import layer_table, shape_text, total_table
 from mnvision.errors import UserError
 
 Call = tuple[torch.Size, torch.Size]  # shapes of input and output
@@ -34,7 +35,8 @@ class LayerCost:
         name: As in the state dict, without ".weight".
         type: "conv 3x3", "depthwise 3x3", "grouped conv 3x3", "transposed conv 2x2", "fully connected" or
             "batch norm"; other modules appear under the name of their class and count no multiply-adds.
-        output_shape: Without the batch axis, of the first call; ``()`` if the forward pass did not reach it.
+        output_shape: Without the batch axis, of the first call; ``()`` if the forward pass did not reach it. A layer
+            that runs on many regions of one image has their number first.
         mult_adds: Of all calls in one forward pass of one image.
         weights: Values of the kernel or matrix, without bias; 0 for batch normalisation.
         params: All learnable values: weights, biases, scale and shift of batch normalisation; frozen or not.
@@ -51,7 +53,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class TypeCost:
-    """Sum over the layers of one type; the columns are those of :class:`LayerCost`."""
+    """Sum over the layers of one type, or of one part; the columns are those of :class:`LayerCost`."""
 
     type: str
     layers: int
@@ -90,36 +92,40 @@ class Cost:
     @property
     def types(self) -> tuple[TypeCost, ...]:
         """Totals per layer type, the costliest first."""
-        groups: dict[str, list[LayerCost]] = {}
-        for layer in self.layers:
-            groups.setdefault(layer.type, []).append(layer)
-        totals = []
-        for name, group in groups.items():
-            sums = Cost(self.resolution, tuple(group))
-            totals.append(TypeCost(name, len(group), sums.mult_adds, sums.weights, sums.params))
+        totals = _totals(self, [layer.type for layer in self.layers])
         return tuple(sorted(totals, key=lambda total: (-total.mult_adds, -total.params)))
+
+    @property
+    def parts(self) -> tuple[TypeCost, ...]:
+        """Totals per part, in the order of the model's modules: the backbone, and each module of the head.
+
+        What runs on regions of an image is a part of its own, such as "backbone x 300".
+        """
+        return _totals(self, [_part_name(layer) for layer in self.layers])
 
     def table(self, by: str = "layer") -> str:
         """Aligned plain text for a terminal, the total in its last line.
 
         Args:
-            by: "layer" or "type"; the latter adds each type's share in per cent, as table 2 of the paper.
+            by: "layer", "type" or "part"; the latter two add each one's share in per cent, as table 2 of the paper.
 
         Raises:
-            UserError: If ``by`` is neither.
+            UserError: If ``by`` is none of them.
         """
         if by == "layer":
-            return _aligned(_layer_lines(self), text_columns=3)
+            return layer_table(self)
         if by == "type":
-            return _aligned(_type_lines(self), text_columns=1)
-        raise UserError(f"by is {by!r}: choose layer or type")
+            return total_table(self, "type", self.types)
+        if by == "part":
+            return total_table(self, "part", self.parts)
+        raise UserError(f"by is {by!r}: choose layer, type or part")
 
     def to_csv(self) -> str:
         """One line per layer under a heading with the names of :class:`LayerCost`; shapes as "64x112x112"."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(field.name for field in fields(LayerCost))
-        writer.writerows((*astuple(layer)[:2], _shape(layer), *astuple(layer)[3:]) for layer in self.layers)
+        writer.writerows((*astuple(layer)[:2], shape_text(layer), *astuple(layer)[3:]) for layer in self.layers)
         return text.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
@@ -214,10 +220,11 @@ def _layer_cost(name: str, module: nn.Module, own: list[nn.Parameter], calls: li
     weights = 0
     if isinstance(module, _ConvNd | nn.Linear) and any(p is module.weight for p in own):
         weights = module.weight.numel()
+    shape = calls[0][1] if calls else (1,)
     return LayerCost(
         name=name,
         type=_type_name(module),
-        output_shape=tuple(calls[0][1][1:]) if calls else (),
+        output_shape=tuple(shape[1:] if shape[0] == 1 else shape),
         mult_adds=sum(_mult_adds(module, *call) for call in calls),
         weights=weights,
         params=sum(p.numel() for p in own),
@@ -257,37 +264,20 @@ def _height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _shape(layer: LayerCost) -> str:
-    return "x".join(map(str, layer.output_shape))
+def _totals(cost: Cost, names: Sequence[str]) -> tuple[TypeCost, ...]:
+    """Sums over the layers of the same name, in the order in which the names first occur."""
+    groups: dict[str, list[LayerCost]] = {}
+    for name, layer in zip(names, cost.layers, strict=True):
+        groups.setdefault(name, []).append(layer)
+    totals = []
+    for name, group in groups.items():
+        sums = Cost(cost.resolution, tuple(group))
+        totals.append(TypeCost(name, len(group), sums.mult_adds, sums.weights, sums.params))
+    return tuple(totals)
 
 
-def _layer_lines(cost: Cost) -> list[list[str]]:
-    lines = [["layer", "type", "output", "mult-adds", "weights", "params"]]
-    for layer in cost.layers:
-        counts = (layer.mult_adds, layer.weights, layer.params)
-        lines.append([layer.name, layer.type, _shape(layer), *(f"{count:,}" for count in counts)])
-    return [*lines, ["total", "", "", f"{cost.mult_adds:,}", f"{cost.weights:,}", f"{cost.params:,}"]]
-
-
-def _type_lines(cost: Cost) -> list[list[str]]:
-    lines = [["type", "layers", "mult-adds", "%", "weights", "%", "params", "%"]]
-    whole = TypeCost("total", len(cost.layers), cost.mult_adds, cost.weights, cost.params)
-    for total in (*cost.types, whole):
-        cells = [total.type, str(total.layers)]
-        for column in ("mult_adds", "weights", "params"):
-            part, of = getattr(total, column), getattr(whole, column)
-            cells += [f"{part:,}", f"{100 * part / max(of, 1):.2f}"]
-        lines.append(cells)
-    return lines
-
-
-def _aligned(lines: list[list[str]], text_columns: int) -> str:
-    """Columns of equal width, the first ones left, the numbers right; ruled under heading and above total."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    rows = []
-    for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line[:text_columns], widths)]
-        cells += [cell.rjust(width) for cell, width in zip(line[text_columns:], widths[text_columns:])]
-        rows.append("  ".join(cells))
-    rule = "-" * len(rows[0])
-    return "\n".join([rows[0], rule, *rows[1:-1], rule, rows[-1]])
+def _part_name(layer: LayerCost) -> str:
+    path = layer.name.split(".")
+    name = ".".join(path[:2] if path[0] == "head" else path[:1])
+    regions = len(layer.output_shape) in (2, 4)  # one more axis than a vector or a map of one image has
+    return f"{name} x {layer.output_shape[0]}" if regions else name

@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from mnvision.backbones.mobilenet_v1 import MobileNetV1
-from mnvision.boxes.postprocess import SSDDecoder
+from mnvision.boxes.postprocess import RegionDecoder, SSDDecoder
 from mnvision.build import build
 from mnvision.errors import UserError
+from mnvision.heads.cells import CellScores
 from mnvision.heads.classifier import ClassifierHead, ClassScores
 from mnvision.heads.embedding import EmbeddingHead, UnitLength
+from mnvision.heads.faster_rcnn import FasterRCNNHead
 from mnvision.heads.ssd import SSDHead
-from mnvision.types import Detections, SSDOutputs
+from mnvision.types import Detections, RegionOutputs, SSDOutputs
+
+REGIONS_AT_ONCE = 600
 
 
 class _PixelModel(nn.Module):
@@ -106,6 +110,18 @@ class AttributeClassifier(_VectorModel):
     kind: ClassVar[str] = "face_attributes"
 
 
+class Geolocator(_VectorModel):
+    """Images to one logit per cell of the Earth; :meth:`predict` gives each cell's probability. Arguments as above.
+
+    Where the cells lie, a checkpoint's ``calibration["partition"]`` says: the network knows them by number alone.
+    """
+
+    kind: ClassVar[str] = "geolocation"
+
+    head: ClassifierHead
+    decoder: CellScores
+
+
 class Embedder(_VectorModel):
     """Images to embeddings ``(B, D)``; :meth:`predict` gives them at unit length. Arguments as above."""
 
@@ -153,3 +169,65 @@ class Detector(_PixelModel):
         """Detections in pixels of the network's input, for uint8 images ``(B, 3, H, W)``."""
         height, width = images.shape[-2:]
         return self.decoder(self(images), self.head.default_boxes, (height, width))
+
+
+class FasterRCNN(_PixelModel):
+    """Images to proposals and their classes; :meth:`predict` gives detections.
+
+    The backbone's blocks behind the proposals' map classify each proposal, so all weights of a classifier's backbone
+    have their place here, under their own names: ``backbone.*``.
+
+    Args:
+        backbone: With a tail; gives one feature map.
+        head: Takes it; holds the anchors.
+        decoder: Raw outputs to detections.
+        mean: Per channel, in pixel units 0-255.
+        std: Per channel, in pixel units.
+    """
+
+    kind: ClassVar[str] = "faster_rcnn"
+
+    head: FasterRCNNHead
+    decoder: RegionDecoder
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from a plain mapping with keys backbone, head, decoder, mean, std."""
+        backbone = build(config["backbone"])
+        maps = {"in_channels": backbone.feature_channels, "in_strides": backbone.feature_strides}
+        head = build(config["head"], **maps, region_channels=backbone.tail_channels)
+        return cls(backbone, head, build(config["decoder"]), config["mean"], config["std"])
+
+    def forward(self, images: Tensor) -> RegionOutputs:
+        """Raw outputs of uint8 images ``(B, 3, H, W)``; H and W are the model's resolution."""
+        (feature_map,) = self.features(images)
+        proposals = self.head.propose(feature_map)
+        boxes = proposals["proposals"]
+        image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+        logits, offsets = self.classify(feature_map, image, boxes.flatten(0, 1))
+        shape = boxes.shape[:2]
+        return {**proposals, "cls_logits": logits.unflatten(0, shape), "box_offsets": offsets.unflatten(0, shape)}
+
+    def classify(self, feature_map: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits and box offsets of any boxes.
+
+        Args:
+            feature_map: ``(B, C, H, W)``.
+            image: ``(R,)`` int64: which of the B each box lies in.
+            boxes: ``(R, 4)`` float32, xyxy in pixels of the network's input.
+
+        Returns:
+            ``(R, K + 1)`` and ``(R, K, 4)``.
+        """
+        # Batch statistics are of all regions; without them parts give the same and need little memory.
+        at_once = max(len(boxes), 1) if self.training else REGIONS_AT_ONCE
+        parts = [
+            self.head.classify(self.backbone.forward_tail(self.head.crops(feature_map, *part)))
+            for part in zip(image.split(at_once), boxes.split(at_once))
+        ]
+        logits, offsets = zip(*parts)
+        return torch.cat(logits), torch.cat(offsets)
+
+    def predict(self, images: Tensor) -> Detections:
+        """Detections in pixels of the network's input, for uint8 images ``(B, 3, H, W)``."""
+        return self.decoder(self(images), self.resolution)

@@ -68,6 +68,16 @@ class ClassificationBatch(TeacherFields):
     indices: Tensor
 
 
+class GeolocationBatch(ClassificationBatch):
+    """What a loader of pictures with places gives: cells as labels, ``-1`` outside every cell, and the places.
+
+    Attributes:
+        coordinates: ``(B, 2)`` float64, latitude and longitude in degrees.
+    """
+
+    coordinates: Tensor
+
+
 class AttributeBatch(TeacherFields):
     """What a loader of labelled attributes gives.
 
@@ -102,6 +112,35 @@ class SSDOutputs(TypedDict):
     Attributes:
         cls_logits: ``(B, A, K + 1)``.
         box_offsets: ``(B, A, 4)``: dx, dy, dw, dh relative to the default boxes, see ``boxes/coder.py``.
+    """
+
+    cls_logits: Tensor
+    box_offsets: Tensor
+
+
+class Proposals(TypedDict):
+    """What the region proposal network of a Faster R-CNN gives; P proposals of each image.
+
+    Attributes:
+        objectness: ``(B, A)`` logits of the anchors.
+        anchor_offsets: ``(B, A, 4)``: dx, dy, dw, dh relative to the anchors, see ``boxes/coder.py``.
+        proposals: ``(B, P, 4)`` float32, xyxy in pixels of the network's input, best first, without gradient.
+            Padding rows are zero.
+        proposal_scores: ``(B, P)`` float32 in (0, 1]; 0 in padding rows.
+    """
+
+    objectness: Tensor
+    anchor_offsets: Tensor
+    proposals: Tensor
+    proposal_scores: Tensor
+
+
+class RegionOutputs(Proposals):
+    """Raw outputs of a Faster R-CNN; column 0 of the logits is background.
+
+    Attributes:
+        cls_logits: ``(B, P, K + 1)``.
+        box_offsets: ``(B, P, K, 4)``: one set of offsets per class, relative to the proposals.
     """
 
     cls_logits: Tensor

@@ -282,5 +282,5 @@ def test_wrong_resolution(resolution):
 
 
 def test_wrong_grouping_of_the_table():
-    with pytest.raises(UserError, match="choose layer or type"):
+    with pytest.raises(UserError, match="choose layer, type or part"):
         measure(nn.Conv2d(3, 3, 1), 8).table(by="depth")

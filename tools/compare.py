@@ -13,6 +13,8 @@ from tools.evaluate import expand_checkpoint
 
 COLUMNS = ("checkpoint", "alpha", "resolution", "score", "difference", "mult-adds", "share", "params")
 
+# Kinds that are scored by the same numbers as another one.
+SCORED_AS = {"faster_rcnn": "detection"}
 
 # Keys of conf/compare.yaml; all others are those of tools/evaluate.py.
 OWN = ("checkpoints", "split", "metric", "overrides", "output", "paths", "hydra")
@@ -110,6 +112,7 @@ def require_one_kind(checkpoints: list[str]) -> None:
     from mnvision.checkpoints import read_metadata
 
     kinds = {path: read_metadata(path).kind for path in checkpoints}
+    kinds = {path: SCORED_AS.get(kind, kind) for path, kind in kinds.items()}
     other = next((path for path in checkpoints if kinds[path] != kinds[checkpoints[0]]), None)
     if other is not None:
         raise UserError(

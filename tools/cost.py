@@ -31,8 +31,8 @@ def main(cfg: DictConfig) -> None:
     from mnvision.cost import measure
     from mnvision.files import whole_file
 
-    if cfg.by not in ("type", "layer"):
-        raise UserError(f"by={cfg.by}: choose type or layer")
+    if cfg.by not in ("type", "layer", "part"):
+        raise UserError(f"by={cfg.by}: choose type, layer or part")
     model = build_settled(cfg)
     cost = measure(model, model.backbone.resolution)
     formats = {

@@ -16,8 +16,10 @@ def fit(cfg: DictConfig) -> list[str]:
     from mnvision.files import whole_file
     from tools.run import build_data, plain
 
-    data = build_data(cfg, "fit")
     config: Any = plain(cfg.head)
+    if "box_sizes" not in config:
+        raise UserError("only the default boxes of an SSD can be fitted: give task=ssd_coco, or another task of an SSD")
+    data = build_data(cfg, "fit")
     report = report_boxes(data.index("train"), config, cfg.backbone.out_strides, cfg.backbone.resolution, cfg.count)
     lines = report.lines()
     if cfg.output is not None:

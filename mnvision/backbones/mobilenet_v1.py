@@ -113,7 +113,8 @@ class FullConvBlock(nn.Module):
 class MobileNetV1(nn.Module):
     """The MobileNetV1 body, giving feature maps at the strides asked for.
 
-    Blocks behind the coarsest map asked for are not built, so that every parameter takes part in training.
+    Blocks behind the coarsest map asked for are not built, unless ``tail`` asks for them, so that every parameter
+    takes part in training.
 
     Args:
         alpha: Width multiplier, above 0. A layer of ``c`` channels gets ``max(int(c * alpha), 8)``.
@@ -137,10 +138,13 @@ class MobileNetV1(nn.Module):
             one of twice its side costs otherwise (MobileFaceNets, https://arxiv.org/abs/1804.07573, section 4.2,
             where stride 2 did very poorly on 112 px). All strides given and reported are real ones, relative to
             the input; weights are the same for both values.
+        tail: Build the blocks behind the coarsest map too, for a head that applies them to parts of that map with
+            :meth:`forward_tail`. Their names and weights are those of the whole network.
 
     Attributes:
         feature_channels: Channels of each returned map, finest first.
         feature_strides: Stride of each returned map, finest first.
+        tail_channels: Channels of the last block built; without ``tail`` those of the coarsest map.
 
     Raises:
         UserError: If an argument is out of range.
@@ -160,6 +164,7 @@ class MobileNetV1(nn.Module):
         bn_momentum: float = 0.03,
         in_channels: int = 3,
         stem_stride: int = 2,
+        tail: bool = False,
     ) -> None:
         super().__init__()
         check_layer_options(padding, activation, bn_eps, bn_momentum)
@@ -171,7 +176,8 @@ class MobileNetV1(nn.Module):
         rest = (padding, activation, bn_eps, bn_momentum)
         plan = _plan(SHALLOW_BLOCKS if variant == "shallow" else BLOCKS, alpha, output_stride, stem_stride)
         last_block = {block.total_stride: index for index, block in enumerate(plan)}
-        plan = plan[: last_block[self.feature_strides[-1]] + 1]
+        self._num_trunk = last_block[self.feature_strides[-1]] + 1
+        plan = plan if tail else plan[: self._num_trunk]
         self._feature_blocks = {last_block[stride] for stride in self.feature_strides}
         self.feature_channels = [plan[last_block[stride]].channels for stride in self.feature_strides]
 
@@ -185,6 +191,7 @@ class MobileNetV1(nn.Module):
             else:
                 self.blocks.append(SeparableBlock(*shape, depth_multiplier, *rest))
             channels = block.channels
+        self.tail_channels = channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Feature maps of normalised images.
@@ -199,10 +206,27 @@ class MobileNetV1(nn.Module):
         x = self.stem(x)
         feature_maps = []
         for index, block in enumerate(self.blocks):
+            if index == self._num_trunk:
+                break
             x = block(x)
             if index in self._feature_blocks:
                 feature_maps.append(x)
         return feature_maps
+
+    def forward_tail(self, x: Tensor) -> Tensor:
+        """The blocks behind the coarsest map, applied to parts of it.
+
+        Args:
+            x: ``(R, feature_channels[-1], h, w)``.
+
+        Returns:
+            ``(R, tail_channels, h', w')``, each side divided by the steps of the tail and rounded up; ``x`` itself
+            where there is no tail.
+        """
+        for index, block in enumerate(self.blocks):
+            if index >= self._num_trunk:
+                x = block(x)
+        return x
 
 
 def scaled_channels(channels: int, alpha: float) -> int:

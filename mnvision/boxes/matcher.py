@@ -22,6 +22,8 @@ def match_default_boxes(
     default_boxes: Tensor,
     iou_threshold: float = 0.5,
     crowd_threshold: float = 0.5,
+    background_threshold: float | None = None,
+    force: bool = True,
 ) -> Tensor:
     """Match every default box of a batch with an object, with the background, or with neither.
 
@@ -30,22 +32,25 @@ def match_default_boxes(
        An object that loses its first choice takes its best free default box, so it goes unmatched only if no
        free default box overlaps it.
     2. Every other default box goes to the object it overlaps most if their IoU reaches ``iou_threshold``.
-    3. What is left is background, except default boxes with more than ``crowd_threshold`` of their own area
-       inside one crowd region: those are ignored.
+    3. What is left is background, except what is ignored: default boxes with more than ``crowd_threshold`` of
+       their own area inside one crowd region, and those whose best IoU reaches ``background_threshold``.
 
     Padding and crowd regions are never matched, nor are objects of no area.
 
     Args:
         targets: Padded ground truth, N objects per image; N may be 0.
-        default_boxes: ``(A, 4)`` xyxy in pixels of the network's input.
+        default_boxes: ``(A, 4)`` xyxy in pixels of the network's input, or ``(B, A, 4)``: each image its own.
         iou_threshold: Least IoU of an unforced match, in (0, 1].
         crowd_threshold: Share of a default box inside a crowd region above which it is ignored.
+        background_threshold: Least IoU of the default boxes that are neither object nor background; None leaves
+            no gap below ``iou_threshold``.
+        force: Whether step 1 is taken.
 
     Returns:
         ``(B, A)`` int64: index into the N objects, ``BACKGROUND`` (-1) or ``IGNORED`` (-2).
     """
     boxes, crowd = targets["boxes"].float(), targets["crowd"]
-    shape = (boxes.shape[0], default_boxes.shape[0])
+    shape = (boxes.shape[0], default_boxes.shape[-2])
     if boxes.shape[1] == 0:
         return torch.full(shape, BACKGROUND, dtype=torch.int64, device=boxes.device)
     default_boxes = default_boxes.float()
@@ -54,16 +59,20 @@ def match_default_boxes(
     # A box of no size overlaps nothing: padding and crowd regions drop out without a mask over (B, N, A).
     boxes = boxes.masked_fill(~real[..., None], 0.0)
     intersection = _intersection(boxes, default_boxes)
-    union = (_area(boxes)[..., None] + default_area).sub_(intersection)
+    union = (_area(boxes)[..., None] + default_area.unsqueeze(-2)).sub_(intersection)
     iou = intersection.div_(union)
     best_iou, matched = iou.max(dim=1)
-    matched.masked_fill_(best_iou < iou_threshold, BACKGROUND)
+    if background_threshold is not None:
+        matched.masked_fill_(best_iou < iou_threshold, IGNORED)
+    floor = iou_threshold if background_threshold is None else background_threshold
+    matched.masked_fill_(best_iou < floor, BACKGROUND)
     if bool(crowd.any()):
         covered = _intersection(targets["boxes"].float(), default_boxes).masked_fill_(~crowd[..., None], 0.0)
         ignored = covered.amax(dim=1) > crowd_threshold * default_area
         matched.masked_fill_((matched == BACKGROUND) & ignored, IGNORED)
-    image, object_index, default_index = _forced_pairs(iou)
-    matched[image, default_index] = object_index
+    if force:
+        image, object_index, default_index = _forced_pairs(iou)
+        matched[image, default_index] = object_index
     return matched
 
 
@@ -72,11 +81,11 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _intersection(boxes: Tensor, default_boxes: Tensor) -> Tensor:
-    """``(B, N, A)`` intersections of ``(B, N, 4)`` with ``(A, 4)``, in two buffers of the result's size."""
+    """``(B, N, A)`` intersections of ``(B, N, 4)`` with ``(A, 4)`` or ``(B, A, 4)``, in two buffers of that size."""
     sides = []
     for low, high in ((0, 2), (1, 3)):
-        side = torch.minimum(boxes[..., high, None], default_boxes[:, high])
-        side -= torch.maximum(boxes[..., low, None], default_boxes[:, low])
+        side = torch.minimum(boxes[..., high, None], default_boxes[..., high].unsqueeze(-2))
+        side -= torch.maximum(boxes[..., low, None], default_boxes[..., low].unsqueeze(-2))
         sides.append(side.clamp_(min=0))
     return sides[0].mul_(sides[1])
 

@@ -14,9 +14,10 @@ from mnvision.build import build
 from mnvision.checkpoints import load_model, read_metadata
 from mnvision.errors import UserError
 from mnvision.teachers.base import Outputs, Resolution, Teacher
+from mnvision.teachers.spec import KINDS
 from mnvision.transforms.resize import as_resolution
 
-OUTPUTS = {"classification": "logits", "face_attributes": "attribute_logits"}
+OUTPUTS = {"classification": "logits", "face_attributes": "attribute_logits", "geolocation": "logits"}
 
 
 class CheckpointTeacher(Teacher):
@@ -46,6 +47,8 @@ class CheckpointTeacher(Teacher):
         config = None if resolution is None else _resized(read_metadata(path).model, resolution, name)
         self.model, metadata = load_model(path, config)
         kind = self.model.kind
+        if kind not in KINDS:
+            raise UserError(f"{name} is a {kind} checkpoint, which cannot teach: give one of {', '.join(KINDS[:-1])}")
         if detections and kind != "detection":
             raise UserError(f"{name} is a {kind} checkpoint: teacher.detections is for SSD detectors")
         self.kind = "ssd" if kind == "detection" and not detections else kind
@@ -64,6 +67,7 @@ class CheckpointTeacher(Teacher):
             class_names=tuple(metadata.class_names) or None,
             default_boxes=self._box_fractions(self.model.head.default_boxes) if self.kind == "ssd" else None,
             preprocess=metadata.preprocess,
+            calibration=metadata.calibration,
         )
 
     def answer(self, images: Tensor) -> Outputs:
