@@ -16,7 +16,9 @@ from benchmarks.duel import ROOT
 NAMES = (
     "coco_evaluation",
     "mining",
+    "geo_partition",
     "data_loading",
+    "shard_loading",
     "ssd_step",
     "classification_step",
     "startup",

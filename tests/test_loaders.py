@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,36 @@ def test_samplers_ask_the_process_group(tmp_path: Path):
         assert list(EvalSampler(3)) == [0, 1, 2]
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_is_entered_where_a_checkpoint_left_it(root: Path, num_workers: int):
+    def loader(epoch: int, **options: int) -> Any:
+        made = module(root, num_workers, **options).train_dataloader()
+        made.sampler.set_epoch(epoch)
+        return made
+
+    first = loader(3)
+    taken = iter(first)
+    next(taken)
+    state = first.state_dict()
+    rest = [batch["images"] for batch in taken]
+    assert first.state_dict()["batches"] == 4
+    again = loader(3)
+    again.load_state_dict(state)
+    resumed = [batch["images"] for batch in again]
+    assert len(rest) == len(resumed) == 3
+    assert all(map(torch.equal, rest, resumed))
+    assert len(list(again)) == 4  # only once
+    # The end of an epoch, or another epoch, is no place to go on from.
+    for epoch, place in ((4, state), (3, first.state_dict())):
+        other = loader(epoch)
+        other.load_state_dict(place)
+        assert len(list(other)) == 4
+    smaller = loader(3)
+    smaller.load_state_dict({**state, "processes": 2})
+    with pytest.raises(UserError, match=r"processes 2 -> 1"):
+        next(iter(smaller))
 
 
 def test_last_batch_is_left_out_only_beside_full_ones(tmp_path: Path):

@@ -40,6 +40,7 @@ class RunFiles(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take up the rows of the run being resumed, as far as its checkpoint had come."""
+        self._epoch_start = time.perf_counter()  # in the middle of an epoch, no start of one is announced
         path = self.folder / "metrics.csv"
         if trainer.is_global_zero and trainer.ckpt_path and path.is_file():
             with path.open(newline="") as file:

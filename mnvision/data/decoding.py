@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from mnvision.data.images import DecodedImage, min_decode_size, read_image, reduction
+from mnvision.data.images import DecodedImage, ImageSource, min_decode_size, read_image, reduction
 
 
 class SampleDecoder:
@@ -19,15 +17,15 @@ class SampleDecoder:
 
     def __init__(self, reduced: bool = True) -> None:
         self.reduced = reduced
-        self._kept: dict[tuple[Path, int], DecodedImage] = {}
+        self._kept: dict[tuple[ImageSource, int], DecodedImage] = {}
 
     def read(
-        self, path: Path, size: tuple[int, int], part: tuple[float, float], resolution: tuple[int, int]
+        self, path: ImageSource, size: tuple[int, int], part: tuple[float, float], resolution: tuple[int, int]
     ) -> DecodedImage:
         """One file, large enough to show a part of it.
 
         Args:
-            path: The file.
+            path: The file, or its content.
             size: Height and width of the whole picture.
             part: Height and width of the part that is shown, in its pixels.
             resolution: Height and width at which that part is shown.

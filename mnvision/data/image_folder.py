@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -36,6 +36,20 @@ class ClassificationSample(NamedTuple):
     label: int
 
 
+class LabelledSample(Protocol):
+    """What samples with one label have in common."""
+
+    @property
+    def view(self) -> PictureSample:
+        """The picture."""
+        ...
+
+    @property
+    def label(self) -> int:
+        """Its class."""
+        ...
+
+
 class ImageFolderDataset(PictureDataset[FolderIndex, ClassificationSample]):
     """Pictures of a folder: random crops with an augmentation, the central crop without."""
 
@@ -45,7 +59,7 @@ class ImageFolderDataset(PictureDataset[FolderIndex, ClassificationSample]):
         return ClassificationSample(view, int(self.source.labels[view.position]))
 
 
-def collate_classification(samples: Sequence[ClassificationSample]) -> ClassificationBatch:
+def collate_classification(samples: Sequence[LabelledSample]) -> ClassificationBatch:
     """Stacks samples."""
     labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
     return {**collate_views([sample.view for sample in samples]), "labels": labels}  # type: ignore[typeddict-item]

@@ -1,4 +1,4 @@
-"""Image files to uint8 RGB arrays.
+"""Image files, on disk or in memory, to uint8 RGB arrays.
 
 OpenCV decodes, because it is the fastest decoder at hand and can decode JPEGs at a half, a quarter or an
 eighth of their size. It may fill the missing part of a truncated JPEG without a word, so completeness is
@@ -11,8 +11,9 @@ from __future__ import annotations
 import io
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -55,19 +56,40 @@ class DecodedImage(NamedTuple):
     size: tuple[int, int]
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """The content of an image file that is no file of its own, such as a member of an archive.
+
+    Attributes:
+        name: What messages call it, such as ``photos-000003.tar/cat.jpg``; or what turns into that text when it is
+            needed.
+        data: The bytes of the file.
+    """
+
+    name: object
+    data: bytes
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+
+ImageSource = str | os.PathLike[str] | EncodedImage
+"""Where a picture's bytes are: the path of a file, or memory."""
+
+
 class _JpegHeader(NamedTuple):
     size: tuple[int, int]  # oriented
     scan_start: int
 
 
-def read_image(path: str | os.PathLike[str], min_size: tuple[int, int] | None = None) -> DecodedImage:
+def read_image(path: ImageSource, min_size: tuple[int, int] | None = None) -> DecodedImage:
     """Decodes one image file; Exif orientation is applied.
 
     Grey, palette and CMYK pictures become RGB, 16-bit ones keep their high byte, alpha is dropped (the
     colours beneath stay), of an animation the first frame is taken.
 
     Args:
-        path: The file.
+        path: The file, or its content.
         min_size: Smallest height and width that the caller can use. A JPEG of at least twice that size is
             decoded at the smallest of 1/2, 1/4 and 1/8 scale that still has it, which saves time and memory;
             other formats and smaller pictures are decoded whole.
@@ -93,30 +115,42 @@ def read_image(path: str | os.PathLike[str], min_size: tuple[int, int] | None = 
     return DecodedImage(pixels, (height, width))
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: ImageSource) -> tuple[int, int]:
     """Height and width of a picture after Exif orientation, from the file's header alone.
 
     Raises:
         UserError: The file is missing or has no readable image header.
     """
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             head = file.read(65536)
             if head.startswith(_JPEG_START):
                 header = _jpeg_header(head) or _jpeg_header(head + file.read())
                 if header is not None:
                     return header.size
-        with Image.open(path) as image:
-            width, height = image.size
-            # Pillow announces the turned size of a TIFF by itself.
-            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION_TAG, 1) in _TRANSPOSING
-            return (width, height) if turned else (height, width)
+            file.seek(0)
+            with Image.open(file) as image:
+                width, height = image.size
+                # Pillow announces the turned size of a TIFF by itself.
+                turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION_TAG, 1) in _TRANSPOSING
+                return (width, height) if turned else (height, width)
     except FileNotFoundError:
         raise UserError(f"image file not found: {path}") from None
     except UnidentifiedImageError:
         raise UserError(f"not an image, or of an unknown format: {path}; {_REMEDY}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read the image header of {path}: {_one_line(error)}; {_REMEDY}") from None
+
+
+def check_image(path: ImageSource) -> None:
+    """Reads one image file without decoding it.
+
+    Raises:
+        UserError: The file is missing, unreadable, truncated or not an image; the text names it.
+    """
+    data = _read_bytes(path)
+    if _check_complete(data, path) is None:
+        image_size(EncodedImage(str(path), data))
 
 
 def reduction(size: tuple[int, int], min_size: tuple[int, int]) -> int:
@@ -139,9 +173,13 @@ def min_decode_size(size: tuple[int, int], part: tuple[float, float], target: tu
     return height, width
 
 
-def _read_bytes(path: str | os.PathLike[str]) -> bytes:
+def _opened(path: ImageSource) -> BinaryIO:
+    return io.BytesIO(path.data) if isinstance(path, EncodedImage) else open(path, "rb")
+
+
+def _read_bytes(path: ImageSource) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        data = path.data if isinstance(path, EncodedImage) else Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"image file not found: {path}") from None
     except OSError as error:
@@ -151,7 +189,7 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     return data
 
 
-def _check_complete(data: bytes, path: str | os.PathLike[str]) -> _JpegHeader | None:
+def _check_complete(data: bytes, path: ImageSource) -> _JpegHeader | None:
     """Refuses a truncated JPEG, PNG or WebP; gives the header of a JPEG, None for anything else."""
     complete, header = True, None
     if data.startswith(_JPEG_START):
@@ -224,7 +262,7 @@ def _decode(data: bytes, flags: int) -> Pixels | None:
     return None if pixels is None else np.asarray(pixels, np.uint8)
 
 
-def _decode_with_pillow(data: bytes, path: str | os.PathLike[str]) -> Pixels:
+def _decode_with_pillow(data: bytes, path: ImageSource) -> Pixels:
     """Second opinion for what OpenCV cannot decode; a UserError with the reason when Pillow cannot either."""
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -3,18 +3,20 @@
 A training sampler hands out keys of position and epoch. The data set seeds the augmentation of a sample from
 (seed, epoch, position), so that what is drawn depends neither on the number of workers nor on that of
 processes, is never repeated by another worker, changes with the epoch also in persistent workers, and is the
-same when the run is.
+same when the run is. A checkpoint holds how many batches of the epoch were taken, so that a run which is resumed in
+the middle of an epoch goes on with the next one, without reading the earlier ones again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mnvision.errors import UserError
@@ -46,6 +48,9 @@ class TrainSampler(Sampler[SampleKey]):
         views: Augment as in the epochs ``0 .. views - 1``, over and over; None draws anew in every epoch. The order
             is always that of the epoch.
 
+    Attributes:
+        start: Samples of this process's share to leave out, in the next iteration only.
+
     Raises:
         UserError: ``views`` is below 1.
     """
@@ -61,18 +66,24 @@ class TrainSampler(Sampler[SampleKey]):
         check_views(views)
         self.length, self.seed, self.epoch, self.views = length, seed, 0, views
         self.rank, self.world_size = process(rank, world_size)
+        self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order and the augmentation; Lightning calls it before every epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[SampleKey]:
-        epoch = self.epoch
+        start, self.start = self.start, 0
+        view = self.epoch if self.views is None else self.epoch % self.views
+        for positions in self.positions(self.epoch, start):
+            for position in positions.tolist():
+                yield SampleKey(position, view)
+
+    def positions(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
+        """This process's share of an epoch from its sample ``start`` on, in pieces of any size."""
         order = sample_rng(self.seed, epoch, -1).permutation(self.length)
         order = np.resize(order, len(self) * self.world_size)
-        view = epoch if self.views is None else epoch % self.views
-        for position in order[self.rank :: self.world_size]:
-            yield SampleKey(int(position), view)
+        yield order[self.rank :: self.world_size][start:]
 
     def __len__(self) -> int:
         return -(-self.length // self.world_size)
@@ -102,6 +113,52 @@ class EvalSampler(Sampler[int]):
         return range(rank, self.length, world_size)
 
 
+class TrainLoader(DataLoader[Any]):
+    """Batches whose place in the epoch goes into checkpoints: Lightning stores ``state_dict`` and hands it back."""
+
+    _taken = 0
+    _resumed: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator, so that the order is drawn when the first batch is: Lightning announces the epoch after iter().
+        sampler = self.sampler
+        self._taken = self._first_batch()
+        if isinstance(sampler, TrainSampler):
+            sampler.start = self._taken * int(self.batch_size or 1)
+        for batch in super().__iter__():
+            self._taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the epoch, and what it depends on."""
+        return {"batches": self._taken, **self._place()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on from a place, if it lies in the epoch that is iterated next."""
+        self._resumed = dict(state)
+
+    def _place(self) -> dict[str, int]:
+        sampler = self.sampler
+        if not isinstance(sampler, TrainSampler):  # Lightning's, where it overfits a few batches
+            return {}
+        size, processes = int(self.batch_size or 1), sampler.world_size
+        return {"epoch": sampler.epoch, "batch_size": size, "processes": processes, "samples": sampler.length}
+
+    def _first_batch(self) -> int:
+        resumed, place, self._resumed = self._resumed, self._place(), None
+        if resumed is None or not place or resumed.get("epoch") != place["epoch"]:
+            return 0
+        if not 0 < resumed["batches"] < len(self):
+            return 0
+        changed = [f"{key} {resumed.get(key)} -> {value}" for key, value in place.items() if resumed.get(key) != value]
+        if changed:
+            raise UserError(
+                f"the checkpoint is from the middle of an epoch and the data are not the same ({', '.join(changed)}): "
+                "repeat the settings of its run, or take a checkpoint from the end of an epoch"
+            )
+        return resumed["batches"]
+
+
 def sample_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
     """The random stream of one sample in one epoch; position -1 is that of the order itself."""
     return np.random.default_rng((seed, epoch, position + 1))
@@ -114,10 +171,21 @@ def train_loader(
     collate: Callable[..., Any],
     seed: int = 0,
     views: int | None = None,
-) -> DataLoader[Any]:
-    """Shuffled batches of one size; the last, smaller one is left out unless it is the only one."""
-    sampler = TrainSampler(_length(dataset), seed, views=views)
-    return DataLoader(
+    sampler: TrainSampler | None = None,
+) -> TrainLoader:
+    """Shuffled batches of one size; the last, smaller one is left out unless it is the only one.
+
+    Args:
+        dataset: Indexed by what the sampler gives.
+        batch_size: Samples of a batch.
+        num_workers: Worker processes.
+        collate: Samples to a batch.
+        seed: Seed of the order.
+        views: See :class:`TrainSampler`.
+        sampler: Another order than that of a :class:`TrainSampler` over the whole data set.
+    """
+    sampler = TrainSampler(_length(dataset), seed, views=views) if sampler is None else sampler
+    return TrainLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,

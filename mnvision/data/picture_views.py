@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mnvision.data.decoding import SampleDecoder
-from mnvision.data.images import image_size
+from mnvision.data.images import ImageSource, image_size
 from mnvision.data.loaders import sample_rng
 from mnvision.transforms.classification import ClassificationAugment
 from mnvision.transforms.framing import Framing, Plane, Points, show, shown_part
@@ -22,14 +21,14 @@ class View(NamedTuple):
     """What a sample shows, before it is drawn at any resolution.
 
     Attributes:
-        path: File of the picture.
+        path: File of the picture, or its content.
         size: Height and width of the picture.
         plane: How it is laid out.
         window: The part of the plane; None for the framing's fixed part.
         rng: Stream from which its colours are distorted.
     """
 
-    path: Path
+    path: ImageSource
     size: tuple[int, int]
     plane: Plane
     window: Window | None
@@ -51,7 +50,7 @@ class PictureViews:
     ) -> None:
         self.resolution, self.framing, self.augment, self.seed = resolution, framing, augment, seed
 
-    def view(self, path: Path, landmarks: Points | None, position: int, epoch: int) -> View:
+    def view(self, path: ImageSource, landmarks: Points | None, position: int, epoch: int) -> View:
         """Draws what is shown of a picture.
 
         Raises:

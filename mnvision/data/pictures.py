@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mnvision.data.decoding import SampleDecoder
+from mnvision.data.images import ImageSource
 from mnvision.data.index import DataReport
 from mnvision.data.loaders import (
     SampleKey,
@@ -128,6 +129,10 @@ class PictureDataset(Dataset[Sample], Generic[Source, Sample]):
         """File of one picture."""
         return self.source.path(position)
 
+    def picture(self, position: int) -> ImageSource:
+        """What a picture is decoded from."""
+        return self.source.path(position)
+
     def teacher_picture(self, key: int | SampleKey) -> Tensor:
         """``(3, h, w)`` uint8 RGB, what a teacher sees of a sample; needs a teacher view."""
         assert self.teacher is not None
@@ -140,7 +145,7 @@ class PictureDataset(Dataset[Sample], Generic[Source, Sample]):
         return {**self.views.recipe(), "landmarks": self._landmarks_digest()}
 
     def _view(self, position: int, epoch: int) -> View:
-        return self.views.view(self.source.path(position), self.source.landmarks(position), position, epoch)
+        return self.views.view(self.picture(position), self.source.landmarks(position), position, epoch)
 
     def _landmarks_digest(self) -> str | None:
         """Of all landmarks; None where there are none."""

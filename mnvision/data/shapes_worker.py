@@ -20,6 +20,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from mnvision.data.shapes_draw import class_scene, detection_scene
+from mnvision.data.shapes_places import write_place
 from mnvision.data.shapes_portraits import attributes_of, identity_of, landmarks_of, portrait_scene
 from mnvision.data.shapes_render import Instance, Rendered, render_scene
 from mnvision.data.shapes_scene import CATEGORY_IDS, SHAPES, SceneOptions
@@ -28,6 +29,7 @@ VAL_IDS_FROM = 10_000_000  # image ids of the two splits never meet
 CANNOT_WRITE = 3  # exit code
 PORTRAITS = "portraits"
 PORTRAIT_FOLDER = "img_align_celeba"
+PLACES = "places"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Job:
     """What to generate; equal jobs give equal bytes.
 
     Attributes:
-        view: "detection", "classes" or "portraits".
+        view: "detection", "classes", "portraits" or "places".
         num_train: Pictures of the training split.
         num_val: Pictures of the validation split; the portraits' test split has as many.
         seed: Not negative.
@@ -58,13 +60,17 @@ def write_share(job: Job, folder: Path, share: int, shares: int) -> Iterator[dic
     """Write every ``shares``-th picture into ``folder``, yielding one COCO record after each.
 
     A record holds ``split``, ``image`` (the COCO image entry) and ``annotations`` (without ids); that of a portrait
-    also ``identity``, ``attributes`` (bools) and ``landmarks`` (x and y of five points).
+    also ``identity``, ``attributes`` (bools) and ``landmarks`` (x and y of five points). Of a place it is what
+    :func:`~mnvision.data.shapes_places.write_place` gives.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
     for split, index in job.pictures()[share::shares]:
-        yield _write_picture(job, folder, split, index)
+        if job.view == PLACES:
+            yield write_place(job.seed, folder, split, index, job.options)
+        else:
+            yield _write_picture(job, folder, split, index)
 
 
 def _write_picture(job: Job, folder: Path, split: str, index: int) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mnvision.data.shapes_celeba import write_celeba_files
+from mnvision.data.shapes_places import write_tables
 from mnvision.data.shapes_scene import CATEGORY_IDS, SHAPES, SceneOptions
-from mnvision.data.shapes_worker import CANNOT_WRITE, PORTRAIT_FOLDER, PORTRAITS, Job, job_to_json, write_share
+from mnvision.data.shapes_worker import CANNOT_WRITE, PLACES, PORTRAIT_FOLDER, PORTRAITS, Job, job_to_json, write_share
 from mnvision.errors import UserError
 
 VERSION = 1  # raise it whenever the pictures or the annotations change
@@ -57,6 +58,17 @@ def shapes_portraits_job(
         UserError: A split is empty or the seed is negative.
     """
     return _checked(Job(PORTRAITS, num_train, num_val, seed, options or SceneOptions(min_side=96, max_side=128)))
+
+
+def shapes_places_job(
+    num_train: int = 1500, num_val: int = 300, seed: int = 0, options: SceneOptions | None = None
+) -> Job:
+    """Return the checked description of a set of places; pictures have sides of 96 to 144 by default.
+
+    Raises:
+        UserError: A split is empty or the seed is negative.
+    """
+    return _checked(Job(PLACES, num_train, num_val, seed, options or SceneOptions(min_side=96, max_side=144)))
 
 
 def shapes_folder(root: str | Path, job: Job) -> Path:
@@ -156,16 +168,19 @@ def _fill(folder: Path, job: Job, processes: int) -> None:
         "detection": ["train2017", "val2017", "annotations"],
         "classes": [f"{split}/{shape}" for split in ("train", "val") for shape in SHAPES],
         PORTRAITS: [PORTRAIT_FOLDER, "annotations"],
+        PLACES: ["train", "val"],
     }[job.view]
     for name in names:
         (folder / name).mkdir(parents=True)
     records = list(write_share(job, folder, 0, 1)) if processes == 1 else _in_parallel(folder, job, processes)
-    if job.view != "classes":
+    if job.view in ("detection", PORTRAITS):
         for split in ("train", "val"):
             path = folder / "annotations" / f"instances_{split}2017.json"
             path.write_text(json.dumps(_coco(records, split, job)), encoding="utf-8")
     if job.view == PORTRAITS:
         write_celeba_files(folder, records)
+    if job.view == PLACES:
+        write_tables(folder, records)
     (folder / MANIFEST).write_text(f'{{"version": {VERSION}, "job": {job_to_json(job)}}}\n', encoding="utf-8")
 
 

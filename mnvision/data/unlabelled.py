@@ -27,7 +27,8 @@ NO_LABEL = -1
 
 # Kind of model -> how its pictures are laid out, and what happens to them, where nobody says. Half of a face has other
 # attributes than the whole.
-_FRAMINGS = {"classification": {"resize": "center_crop", "crop_fraction": 0.875}}
+_CENTRAL = {"resize": "center_crop", "crop_fraction": 0.875}
+_FRAMINGS = {"classification": _CENTRAL, "geolocation": _CENTRAL}
 _FACE_AUGMENT = {"area": (0.7, 1.0), "aspect": (0.85, 1.18), "flip": 0.5, "brightness": 24.0, "saturation": 0.3}
 _SIZE_READERS = 8
 
@@ -90,10 +91,10 @@ class UnlabelledDataModule(_TaughtClasses, PictureDataModule[UnlabelledIndex]):
 
     Args:
         root: Folder of the pictures, with any folders inside.
-        kind: Of the model that learns: "classification", "face_attributes" or "face_embeddings".
+        kind: Of the model that learns: "classification", "face_attributes", "face_embeddings" or "geolocation".
         val_fraction: Share to validate on, between 0 and 1.
         framing: How pictures are laid out, see :func:`~mnvision.transforms.framing.framing_from_dict`; None is the
-            central 7/8 for classification and the whole picture for faces.
+            central 7/8 for classification and geolocation, and the whole picture for faces.
         augment: True for the usual augmentation of such pictures, False for none, or a mapping of
             :class:`~mnvision.transforms.classification.ClassificationAugment` arguments.
         **common: See :class:`~mnvision.data.pictures.PictureDataModule`.
@@ -111,7 +112,7 @@ class UnlabelledDataModule(_TaughtClasses, PictureDataModule[UnlabelledIndex]):
         augment: bool | Mapping[str, Any] = True,
         **common: Any,
     ) -> None:
-        usual: bool | Mapping[str, Any] = True if kind == "classification" else _FACE_AUGMENT
+        usual: bool | Mapping[str, Any] = True if kind in _FRAMINGS else _FACE_AUGMENT
         augment = usual if augment is True else augment
         framing = _FRAMINGS.get(kind, {"resize": "stretch"}) if framing is None else framing
         super().__init__(root, framing_from_dict(framing), augment=augment, **common)

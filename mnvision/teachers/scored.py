@@ -8,11 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from mnvision.errors import UserError
+from mnvision.heads.cells import CellScores
 from mnvision.heads.classifier import ClassScores
 from mnvision.teachers.base import Teacher
 
 # Kind -> the output that is scored, and what makes an answer of it.
-SCORED = {"classification": "logits", "face_attributes": "attribute_logits", "face_embeddings": "embedding"}
+SCORED = {
+    "classification": "logits",
+    "face_attributes": "attribute_logits",
+    "face_embeddings": "embedding",
+    "geolocation": "logits",
+}
 
 
 class ScoredTeacher(nn.Module):
@@ -46,6 +52,7 @@ class ScoredTeacher(nn.Module):
             "classification": ClassScores(),
             "face_attributes": nn.Sigmoid(),
             "face_embeddings": nn.Identity(),
+            "geolocation": CellScores(),
         }[spec.kind]
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-KINDS = ("classification", "face_attributes", "face_embeddings", "detection", "ssd")
+KINDS = ("classification", "face_attributes", "face_embeddings", "geolocation", "detection", "ssd")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class TeacherSpec:
         default_boxes: ``(A, 4)`` float32 xyxy as fractions of the input, of an SSD of ours.
         preprocess: How the pictures that it was trained on were laid out, where a checkpoint says so. What it is
             shown is the student's crop.
+        calibration: What a checkpoint holds beside weights and names, such as where its cells lie.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TeacherSpec:
     multiply_adds: int | None = None
     default_boxes: Tensor | None = field(default=None, compare=False, repr=False)
     preprocess: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def describe_outputs(self) -> str:
         """Names and shapes in words: ``logits (1000)``."""
