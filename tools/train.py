@@ -21,11 +21,28 @@ def expand_resume(words: list[str]) -> list[str]:
         if not path.is_file():
             raise UserError(f"resume={folder} {what}: {path} is missing")
     stored = [str(word) for word in OmegaConf.load(stored_file)]
-    ours = [f"resume={quoted(run)}", f"ckpt_path={quoted(checkpoint)}", f"hydra.run.dir={quoted(run)}"]
+    # One run of a sweep goes on alone, where its task would start the whole sweep.
+    alone = ["hydra.mode=RUN", f"hydra.run.dir={quoted(run)}"]
+    ours = [f"resume={quoted(run)}", f"ckpt_path={quoted(checkpoint)}", *alone]
     return [*merge_overrides(stored, rest, ["resume", "ckpt_path", "hydra"]), *ours, *rest]
 
 
-@command("config", expand_resume)
+def expand_start(words: list[str]) -> list[str]:
+    """Take the width of a published detector that ``init_from=FILE`` names, unless another is given."""
+    words = expand_resume(words)
+    path, _ = take(words, "init_from")
+    if path is None or any(word.startswith("backbone.alpha=") for word in words):
+        return words
+    from mnvision.published.ssd_tflite import is_published_detector
+
+    if not is_published_detector(path):
+        return words
+    from mnvision.checkpoints import read_metadata
+
+    return [f"backbone.alpha={read_metadata(path).model['backbone']['alpha']}", *words]
+
+
+@command("config", expand_start)
 def main(cfg: DictConfig) -> None:
     """Command line."""
     from tools.run import train  # after the process's settings are made, and not for --help
