@@ -25,6 +25,8 @@ from mnvision.errors import UserError
 
 KEY = "mnvision"
 EMA_KEY = "ema_state_dict"
+PREFIX = "model."
+PUBLISHED_SUFFIX = ".tflite"
 FORMAT_VERSION = 1
 
 # What damaged zip archives and pickles were seen to raise.
@@ -39,7 +41,7 @@ class Metadata:
     """All that is needed to use a checkpoint without the run that made it.
 
     Attributes:
-        kind: ``"detection"``, ``"classification"``, ``"face_attributes"`` or ``"face_embeddings"``.
+        kind: ``kind`` of a class in ``mnvision.models``, such as ``"detection"`` (an SSD) or ``"faster_rcnn"``.
         model: The model's plain config, from which it is rebuilt.
         class_names: K names; position is the label. None for embeddings.
         category_ids: K ids in the data set's own numbering (detection), else empty.
@@ -83,10 +85,14 @@ class Metadata:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The whole content of a checkpoint file, loaded with ``weights_only=True``.
 
+    Of a published detector (.tflite) it is what our own checkpoint of it would hold.
+
     Raises:
         UserError: Missing, empty, truncated, corrupt, or holding objects other than tensors and plain data.
     """
     path = Path(path)
+    if path.is_file() and path.suffix.lower() == PUBLISHED_SUFFIX:
+        return _published(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file written by tools/train.py")
     try:
@@ -95,6 +101,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
         _check_sums(path)
     except pickle.UnpicklingError:
+        with path.open("rb") as file:
+            if file.read(8)[4:] == b"TFL3":
+                raise UserError(f"{path}: a .tflite file under another suffix: rename it") from None
         raise UserError(
             f"{path}: refused, for it is corrupt or holds Python objects beside tensors and plain data"
         ) from None
@@ -104,6 +113,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def _published(path: Path) -> dict[str, Any]:
+    from mnvision.published.ssd_tflite import read_published_detector  # the reader builds on backbones and heads
+
+    metadata, weights = read_published_detector(path)
+    state = {f"{PREFIX}{name}": tensor for name, tensor in weights.items()}
+    return {KEY: Metadata(**metadata).to_dict(), "state_dict": state}
 
 
 def _check_sums(path: Path) -> None:
@@ -135,9 +152,8 @@ def shipped_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """``backbone.*`` and ``head.*`` of a checkpoint: the averaged weights where there are any."""
     if content.get(EMA_KEY):
         return dict(content[EMA_KEY])
-    prefix = "model."
     state: Mapping[str, Tensor] = content.get("state_dict", {})
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

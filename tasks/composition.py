@@ -6,23 +6,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from mnvision.backbones.pretrained.classes import match_classes
 from mnvision.backbones.pretrained.loading import load_into
 from mnvision.backbones.pretrained.sources import read_weights
 from mnvision.backbones.pretrained.weights import PretrainedWeights
 from mnvision.backbones.pretrained.width import fit_width
 from mnvision.build import build_model
-from mnvision.checkpoints import Metadata, read_checkpoint, read_metadata, shipped_weights
-from mnvision.data.index import first_few
+from mnvision.checkpoints import Metadata, read_metadata
 from mnvision.errors import UserError
+from tasks.starting import start_head
 
 log = logging.getLogger("mnvision")
 
 AUTO = "auto"
 # Where weights come from is no part of the model that holds them.
 SOURCE_KEYS = ("pretrained", "fit_width")
+HALF_GREY_LEVEL = 0.5
 # What ``auto`` means for a backbone trained from scratch: PyTorch's padding, TF-slim's epsilon.
 FROM_SCRATCH = {"padding": "symmetric", "bn_eps": 1e-3}
 
@@ -35,7 +33,8 @@ def compose_model(
     Args:
         config: The composed ``model`` node: backbone, head, decoder, mean, std.
         class_names: From the data.
-        init_from: A checkpoint of ours, of any kind, whose backbone to start from.
+        init_from: A checkpoint of ours, of any kind, or a published detector, whose backbone to start from; of a
+            detector its extra layers and box predictors too.
         init_head: Start the head's rows from that checkpoint's too, for classes of the same name.
 
     Returns:
@@ -50,61 +49,18 @@ def compose_model(
         log.info("%s: width multiplier %g fitted to %g", source, weights.alpha, config["backbone"]["alpha"])
         weights = fit_width(weights, config["backbone"]["alpha"])
     settled = settle(config, weights, len(class_names))
+    if weights is not None:
+        settled |= _pixels(settled, weights)
     model = build_model(settled)
     if weights is not None:
-        _check_pixels(settled, weights)
         report = load_into(model.backbone, weights, None if init_from else model.head, class_names=class_names)
-        for line in str(report).splitlines():
+        lines = str(report).splitlines()
+        # Of a checkpoint's head start_head tells.
+        for line in (lines[0], *report.notes) if init_from else lines:
             log.info(line)
-    if init_from and init_head:
-        start_head(model, class_names, init_from)
+    if init_from:
+        start_head(model, class_names, init_from, init_head)
     return model, settled
-
-
-def start_head(model: Any, class_names: Sequence[str], path: str) -> None:
-    """Copy the rows of a checkpoint's head to the classes of the same name; other classes keep their random rows.
-
-    Args:
-        model: One of ``mnvision.models``, with one row of its head per class.
-        class_names: Of the model.
-        path: A checkpoint of a model of the same kind.
-
-    Raises:
-        UserError: The heads have no rows that fit, or no class in common.
-    """
-    content = read_checkpoint(path)
-    metadata, stored = read_metadata(path, content), shipped_weights(content)
-    own = {name: tensor for name, tensor in model.head.named_parameters() if name in ("fc.weight", "fc.bias")}
-    theirs = {name: stored.get(f"head.{name}") for name in own}
-    if metadata.kind != model.kind or not own or any(tensor is None for tensor in theirs.values()):
-        raise UserError(
-            f"init_head=true: the head of {path} ({metadata.kind}) has no rows by class that this {model.kind} head "
-            "could take; leave init_head out"
-        )
-    _, fresh = match_classes(class_names, metadata.class_names)
-    known = [name for name in class_names if name not in set(fresh)]
-    if not known:
-        raise UserError(
-            f"init_head=true: no class has the name of one of {path}: {first_few(class_names)} here, "
-            f"{first_few(metadata.class_names)} there; leave init_head out"
-        )
-    rows, _ = match_classes(known, metadata.class_names)
-    place_of = {name: place for place, name in enumerate(class_names)}
-    places = [place_of[name] for name in known]
-    for name, tensor in own.items():
-        given = theirs[name]
-        assert given is not None
-        if given.shape[1:] != tensor.shape[1:]:
-            raise UserError(
-                f"init_head=true: the head of {path} takes {given.shape[1]} features, this one {tensor.shape[1]}; set "
-                "backbone.alpha as there, or leave init_head out"
-            )
-        with torch.no_grad():
-            tensor[places] = given[rows].to(tensor.dtype)
-    log.info(
-        "head: %d of %d classes start from those of the same name%s",
-        *(len(known), len(class_names), f"; new: {first_few(fresh)}" if fresh else ""),
-    )
 
 
 def compose_published_classifier(config: Mapping[str, Any]) -> tuple[Any, Metadata]:
@@ -186,10 +142,16 @@ def _source(pretrained: str | None, init_from: str | None, init_head: bool) -> s
     return init_from or pretrained
 
 
-def _check_pixels(config: Mapping[str, Any], weights: PretrainedWeights) -> None:
-    """Weights expect pixels scaled as in their own training."""
-    for key, wanted in (("mean", weights.mean), ("std", weights.std)):
-        if wanted is not None and any(abs(a - b) > 1e-3 for a, b in zip(config[key], wanted, strict=True)):
+def _pixels(config: Mapping[str, Any], weights: PretrainedWeights) -> dict[str, list[float]]:
+    """Mean and standard deviation that the weights expect: TFLite's 128 and our 127.5 both mean -1 to 1.
+
+    Raises:
+        UserError: The config has others.
+    """
+    expected = {"mean": weights.mean, "std": weights.std}
+    for key, wanted in expected.items():
+        if wanted is not None and any(abs(a - b) > HALF_GREY_LEVEL for a, b in zip(config[key], wanted, strict=True)):
             raise UserError(
                 f"model.{key}={list(config[key])}: the weights {weights.source} expect {list(wanted)}: set it so"
             )
+    return {key: list(wanted) for key, wanted in expected.items() if wanted is not None}

@@ -11,6 +11,8 @@ import numpy as np
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 BASE_CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 AVERAGE_POOL_2D, CONV_2D, DEPTHWISE_CONV_2D, DEQUANTIZE, FULLY_CONNECTED, PAD, MEAN = 1, 3, 4, 6, 9, 34, 40
+CUSTOM = 32
+FIRST_VERSION = (2, 14, 22, CUSTOM)  # concatenation, logistic and reshape have no second one
 FLOAT32, FLOAT16, INT32, UINT8, INT8 = 0, 1, 2, 3, 9
 SAME, VALID = 0, 1
 NO_ACTIVATION, FUSED_RELU6 = 0, 3
@@ -119,7 +121,7 @@ class TFLiteWriter:
         self.tensors.append(made)
         return len(self.tensors) - 1
 
-    def op(self, code: int, inputs: list[int], outputs: list[int], options: tuple[str, dict] | None = None):
+    def op(self, code: int, inputs: list[int], outputs: list[int], options: tuple[str, dict] | bytes | None = None):
         self.ops.append((code, inputs, outputs, options))
 
     def write(self, path: Path, inputs: list[int], outputs: list[int]) -> None:
@@ -132,7 +134,8 @@ class TFLiteWriter:
         for code in codes:
             entry = schema.OperatorCodeT()
             entry.builtinCode = entry.deprecatedBuiltinCode = code
-            entry.version = 3 if code in (CONV_2D, DEPTHWISE_CONV_2D) else 2
+            entry.customCode = b"TFLite_Detection_PostProcess" if code == CUSTOM else None
+            entry.version = 3 if code in (CONV_2D, DEPTHWISE_CONV_2D) else 1 if code in FIRST_VERSION else 2
             model.operatorCodes.append(entry)
         model.buffers = []
         for content in self.buffers:
@@ -143,7 +146,9 @@ class TFLiteWriter:
         for code, op_inputs, op_outputs, options in self.ops:
             made = schema.OperatorT()
             made.opcodeIndex, made.inputs, made.outputs = codes.index(code), op_inputs, op_outputs
-            if options is not None:
+            if code == CUSTOM:
+                made.customOptions = np.frombuffer(options, np.uint8)
+            elif options is not None:
                 made.builtinOptionsType = getattr(schema.BuiltinOptions, options[0])
                 made.builtinOptions = getattr(schema, f"{options[0]}T")()
                 for name, value in options[1].items():

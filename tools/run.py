@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mnvision.backbones.pretrained.unfold import folded_norms, measure_folded
 from mnvision.build import locate
 from mnvision.callbacks.checkpoint_io import AtomicCheckpointIO
 from mnvision.checkpoints import Metadata, load_model
 from mnvision.errors import UserError
+from mnvision.export.runtime import NoLoss, is_exported, open_model
 from mnvision.files import whole_file
 from mnvision.optim import FineTuning
 from mnvision.teachers.base import Teacher
@@ -66,6 +69,8 @@ def train(cfg: DictConfig) -> pl.Trainer:
     teacher = build_teacher(cfg)
     class_names = learned_classes(cfg, data, teacher)
     model, model_config = compose_model(plain(cfg.model), class_names, cfg.init_from, cfg.init_head)
+    if not cfg.ckpt_path:
+        measure_statistics(model, data)
     tuning = fine_tuning(cfg)
     if not data.labelled:
         cfg.monitor = {"metric": "val/distill", "mode": "min"}
@@ -100,6 +105,13 @@ def train(cfg: DictConfig) -> pl.Trainer:
     trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     _report_fit(cfg, trainer, folder)
     return trainer
+
+
+def measure_statistics(model: torch.nn.Module, data: Any) -> None:
+    """Give batch normalisation that came folded (from .tflite files) the statistics of the training pictures."""
+    if folded_norms(model):
+        pictures = measure_folded(model, data.train_dataloader())
+        log.info("batch normalisation: its statistics, folded in the file, measured on %d pictures", pictures)
 
 
 def fine_tuning(cfg: DictConfig) -> FineTuning:
@@ -179,10 +191,12 @@ def _adjusted(config: dict[str, Any], given: list[str], cfg: DictConfig) -> dict
 def evaluated_model(cfg: DictConfig, words: Sequence[str]) -> tuple[Any, Metadata, str]:
     """What is to be measured: a checkpoint, a teacher, or a published classifier; and what to call it."""
     if cfg.checkpoint:
-        model, metadata = load_model(cfg.checkpoint)
+        model, metadata = open_model(cfg.checkpoint)
         given = [word for word in words if word not in metadata.overrides]
         adjusted = _adjusted(metadata.model, given, cfg)
         if adjusted != metadata.model:
+            if is_exported(cfg.checkpoint):
+                raise UserError(f"{cfg.checkpoint} is finished: resolution and decoding are those it was exported with")
             model, metadata = load_model(cfg.checkpoint, adjusted)
         return model, metadata, str(cfg.checkpoint)
     teacher = build_teacher(cfg)
@@ -213,7 +227,10 @@ def evaluate(cfg: DictConfig, words: Sequence[str] | None = None) -> dict[str, f
         log.warning(
             "%s was trained on pictures laid out by %s, these by %s", name, metadata.preprocess, data.preprocess
         )
-    task = instantiate(cfg.task, _convert_="all", _partial_=True)(model=model, metadata=metadata)
+    parts: dict[str, Any] = {"model": model, "metadata": metadata}
+    if not getattr(model, "has_loss", True):
+        parts["loss"] = NoLoss()
+    task = instantiate(cfg.task, _convert_="all", _partial_=True)(**parts)
     task.prepare_evaluation(data, cfg.split)
     cfg.logger = None
     trainer = build_trainer(cfg, [instantiate(cfg.callbacks.progress)])

@@ -64,12 +64,34 @@ def read_tflite(path: Path, source: str) -> PretrainedWeights:
     """
     graph = Graph(path)
     layers = graph.layers()
+    return weights_from_graph(graph, layers, find_units(graph, layers), source)
+
+
+def find_units(graph: Graph, layers: list[Layer]) -> dict[str, Layer]:
+    """The backbone's layers by our unit name (``stem``, ``blocks.0.depthwise``, ...), from the stem on.
+
+    Raises:
+        UserError: There is no stem followed by a separable block.
+    """
     units = _by_name(layers) or _by_graph(graph, layers)
     if len(units) < 3:
-        raise UserError(f"{path}: no MobileNetV1 in it: no 3x3 convolution followed by separable blocks")
+        raise UserError(f"{graph.path}: no MobileNetV1 in it: no 3x3 convolution followed by separable blocks")
+    return units
+
+
+def weights_from_graph(graph: Graph, layers: list[Layer], units: dict[str, Layer], source: str) -> PretrainedWeights:
+    """As :func:`read_tflite`, of a graph that has been read already.
+
+    Args:
+        graph: The file.
+        layers: All of its layers.
+        units: From :func:`find_units`.
+        source: As the user named the file.
+    """
+    path = graph.path
     state: dict[str, Tensor] = {}
     for unit, layer in units.items():
-        state |= _unit_state(unit, layer)
+        state |= unit_state(unit, layer)
     last = _classifier_layer(graph, layers, units)
     classifier = _classifier(last)
     names = None if classifier is None else _class_names(path, classifier[1].shape[0])
@@ -138,7 +160,8 @@ def _next(graph: Graph, by_op: dict[int, Layer], layer: Layer, kind: int, kernel
     return found[0] if len(found) == 1 else None
 
 
-def _unit_state(unit: str, layer: Layer) -> dict[str, Tensor]:
+def unit_state(unit: str, layer: Layer) -> dict[str, Tensor]:
+    """Convolution and batch normalisation of one of our units; the latter is the identity plus the bias."""
     channels = layer.weight.shape[0]
     return {
         f"{unit}.conv.weight": torch.from_numpy(layer.weight),
@@ -177,14 +200,19 @@ def _has_background(classifier: tuple[Tensor, Tensor] | None, names: tuple[str, 
 
 
 def _class_names(path: Path, count: int) -> tuple[str, ...] | None:
-    names = _labels_inside(path) or labels_beside(path)
+    inside = labels_inside(path)
+    names = parse_labels(inside, f"{path}: its label file") if inside is not None else labels_beside(path)
     if names is None and path.name.startswith("mobilenet") and count == IMAGENET_WITH_BACKGROUND:
         return imagenet_names(with_background=True)
     return names
 
 
-def _labels_inside(path: Path) -> tuple[str, ...] | None:
-    """The label file that TFLite Metadata appends to a model as a zip archive."""
+def labels_inside(path: Path) -> str | None:
+    """The text of the label file that TFLite Metadata appends to a model as a zip archive.
+
+    Raises:
+        UserError: There is one, and it is damaged.
+    """
     if not zipfile.is_zipfile(path):
         return None
     try:
@@ -192,7 +220,7 @@ def _labels_inside(path: Path) -> tuple[str, ...] | None:
             texts = [entry for entry in archive.infolist() if entry.filename.endswith(".txt")]
             if len(texts) != 1 or texts[0].file_size > MAX_LABELS_BYTES:
                 return None
-            return parse_labels(archive.read(texts[0]).decode("utf-8"), f"{path}: {texts[0].filename}")
+            return archive.read(texts[0]).decode("utf-8")
     except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: its appended label file cannot be read ({error})") from error
 

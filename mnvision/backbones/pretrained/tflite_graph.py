@@ -24,8 +24,9 @@ TYPES: dict[int, type[np.generic]] = {
     7: np.int16,
     9: np.int8,
 }
-AVERAGE_POOL_2D, CONV_2D, DEPTHWISE_CONV_2D, DEQUANTIZE, FULLY_CONNECTED = 1, 3, 4, 6, 9
-RELU, RELU6, RESHAPE, PAD, MEAN, SQUEEZE, PADV2, QUANTIZE = 19, 21, 22, 34, 40, 43, 60, 114
+AVERAGE_POOL_2D, CONCATENATION, CONV_2D, DEPTHWISE_CONV_2D, DEQUANTIZE, FULLY_CONNECTED = 1, 2, 3, 4, 6, 9
+LOGISTIC, RELU, RELU6, RESHAPE, SOFTMAX, CUSTOM = 14, 19, 21, 22, 25, 32
+PAD, MEAN, SQUEEZE, PADV2, QUANTIZE = 34, 40, 43, 60, 114
 ACTIVATIONS = {0: "none", 1: "relu", 3: "relu6"}
 SAME = 0
 
@@ -76,13 +77,20 @@ class Graph:
         self._graph = self._model.subgraphs[0]
         self.tensors = self._graph.tensors
         self.ops = self._graph.operators
-        self.inputs: list[int] = list(self._graph.inputs)
+        self.inputs: list[int] = _indices(self._graph.inputs)
+        self.outputs: list[int] = _indices(self._graph.outputs)
         self._producer = {out: index for index, op in enumerate(self.ops) for out in _indices(op.outputs)}
 
     def kind(self, op: int) -> int:
         """Builtin code of an operator; files before schema version 3a have it in the old field."""
         code = self._model.operatorCodes[self.ops[op].opcodeIndex]
         return max(code.builtinCode, code.deprecatedBuiltinCode)
+
+    def custom(self, op: int) -> tuple[str, bytes]:
+        """Name and options of a custom operator; the name of a builtin one is empty."""
+        name = self._model.operatorCodes[self.ops[op].opcodeIndex].customCode or b""
+        options = self.ops[op].customOptions
+        return name.decode("utf-8", "replace"), b"" if options is None else bytes(options)
 
     def name(self, tensor: int) -> str:
         """Name of a tensor."""
