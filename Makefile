@@ -1,9 +1,10 @@
 # The one door: everything below creates .venv and installs on first use.
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-faces test test-slow test-all lint types check format bench clean
+.PHONY: help install demo demo-faces test test-slow test-all lint types check format bench env-litert clean
 
 PYTHON ?= python3.11
 VENV   := .venv
+LITERT := .venv-litert
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RUNS   ?= runs
@@ -67,5 +68,9 @@ format: $(STAMP)  ## Rewrite files in the project's style
 bench: $(STAMP)  ## Measure speed against peers in one run (benchmarks/)
 	$(BIN)/python -m benchmarks.all
 
+env-litert:  ## Make .venv-litert, where format=litert converts: it needs an older torch (7 GB)
+	$(PYTHON) -m venv $(LITERT)
+	$(LITERT)/bin/pip install --quiet --disable-pip-version-check -e '.[litert]'
+
 clean:  ## Remove .venv and caches; runs and data stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LITERT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

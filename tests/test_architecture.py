@@ -13,7 +13,19 @@ FORBIDDEN = {
     "tasks": {"tools", "hydra", "omegaconf"},
     "tools": {"tests"},
 }
-LIGHTNING_FREE = ("backbones", "boxes", "heads", "losses", "metrics", "prediction", "teachers", "transforms")
+LIGHTNING_FREE = (
+    "backbones",
+    "boxes",
+    "export",
+    "geo",
+    "heads",
+    "losses",
+    "metrics",
+    "prediction",
+    "proof",
+    "teachers",
+    "transforms",
+)
 
 
 def imported_roots(path: Path) -> set[str]:

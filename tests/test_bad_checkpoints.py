@@ -54,7 +54,7 @@ DAMAGED = {
     "flipped.ckpt": "corrupt",
     "empty.ckpt": "corrupt",
     "text.ckpt": "corrupt",
-    "folder.ckpt": "does not exist",
+    "folder.ckpt": "is a folder",
     "weights.ckpt": "not one of our checkpoints",
     "tensor.ckpt": "not a checkpoint",
 }

@@ -68,6 +68,7 @@ def test_wrong_words_get_one_line_with_the_nearest_key(words: list[str], text: s
 def test_flags_and_their_values_are_no_overrides():
     words = ["task=ssd_coco", "--cfg", "job", "-m", "backbone.alpha=1", "--resolve"]
     assert cli.override_words(words) == ["task=ssd_coco", "backbone.alpha=1"]
+    assert cli.flag_words(words) == ["--cfg", "job", "-m", "--resolve"]
 
 
 def test_a_sweep_is_checked_by_its_first_value():
@@ -109,6 +110,10 @@ def test_paths_with_any_characters_survive_the_grammar(path: str):
 def test_resume_needs_a_run_folder(tmp_path: Path):
     with pytest.raises(UserError, match="is no run folder"):
         expand_resume([f"resume={tmp_path}"])
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").touch()
+    with pytest.raises(UserError, match="is a sweep of runs: give the folder of one"):
+        expand_resume([f"resume={tmp_path / 'sweep'}"])
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- task=ssd_coco\n- backbone.alpha=0.5\n")
     with pytest.raises(UserError, match="has no checkpoint yet"):
@@ -137,7 +142,22 @@ def test_exit_code_two_and_no_traceback_for_a_typo(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "tool", ["train", "evaluate", "cost", "predict", "fit_boxes", "compare", "verify", "embed", "cache_teacher"]
+    "tool",
+    [
+        "train",
+        "evaluate",
+        "cost",
+        "predict",
+        "fit_boxes",
+        "compare",
+        "verify",
+        "embed",
+        "cache_teacher",
+        "partition",
+        "paper",
+        "export",
+        "prove",
+    ],
 )
 def test_help_fits_a_screen_and_shows_an_example(tool: str, tmp_path: Path):
     done = run_tool(f"tools/{tool}.py", "--help", cwd=tmp_path)

@@ -20,6 +20,7 @@ from tests.builders import make_image_folder, make_tiny_coco, make_tiny_voc
 from tests.builders_faces import make_tiny_celeba
 from tests.builders_fine_grained import make_dogs
 from tests.builders_identities import make_people
+from tests.builders_places import make_places
 from tools import cli
 from tools.run import evaluate, train
 
@@ -63,12 +64,14 @@ def read_rows(run: Path) -> list[dict[str, str]]:
 def make_data(task: str, root: Path) -> None:
     if task == "ssd_voc":
         make_tiny_voc(root)
-    elif "ssd" in task:
+    elif "ssd" in task or "faster_rcnn" in task:
         make_tiny_coco(root)
     elif task == "face_attributes":
         make_tiny_celeba(root)
     elif task == "face_embeddings":
         make_people(root, {f"Person_{i}": 2 for i in range(60)})
+    elif task == "geolocation":
+        make_places(root)
     elif task == "fine_grained":
         make_dogs(root)
     else:
@@ -144,6 +147,8 @@ def test_half_a_run_and_its_resumption_equal_the_whole_run(tmp_path: Path, shape
     assert not torch.equal(raw["model.backbone.stem.conv.weight"], averaged["backbone.stem.conv.weight"])
     rows = read_rows(halves)
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    best = json.loads((halves / "metrics.json").read_text())["best"]
+    assert all(isinstance(value, int | float) for value in best.values())
 
 
 def test_a_resumed_run_draws_the_same_dropout(tmp_path: Path):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mnvision.boxes.rescale import to_original_pixels
-from mnvision.checkpoints import Metadata, load_model
+from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
-from mnvision.models import AttributeClassifier, Classifier, Detector, Embedder
+from mnvision.models import AttributeClassifier, Classifier, Detector, Embedder, FasterRCNN, Geolocator
 from mnvision.prediction.preprocess import Prepared, Preprocess, Source
 from mnvision.prediction.results import Detection, ImageClasses, ImageDetections, ImageResult
 
@@ -26,9 +26,11 @@ Result = TypeVar("Result", bound=ImageResult)
 
 _PREDICTORS = {
     "detection": (__name__, "DetectionPredictor"),
+    "faster_rcnn": (__name__, "DetectionPredictor"),
     "classification": (__name__, "ClassificationPredictor"),
     "face_attributes": ("mnvision.prediction.attributes", "AttributePredictor"),
     "face_embeddings": ("mnvision.prediction.embeddings", "EmbeddingPredictor"),
+    "geolocation": ("mnvision.prediction.geolocation", "GeolocationPredictor"),
 }
 
 
@@ -52,7 +54,10 @@ class Predictor(ABC, Generic[Result]):
     note: str = ""
 
     def __init__(
-        self, model: Detector | Classifier | AttributeClassifier | Embedder, metadata: Metadata, device: str = "cpu"
+        self,
+        model: Detector | FasterRCNN | Classifier | AttributeClassifier | Embedder | Geolocator,
+        metadata: Metadata,
+        device: str = "cpu",
     ) -> None:
         self.device = as_device(device)
         self.metadata = metadata
@@ -134,7 +139,7 @@ class DetectionPredictor(Predictor[ImageDetections]):
     kind = "detection"
     result_type = ImageDetections
 
-    def __init__(self, model: Detector, metadata: Metadata, device: str = "cpu") -> None:
+    def __init__(self, model: Detector | FasterRCNN, metadata: Metadata, device: str = "cpu") -> None:
         super().__init__(model, metadata, device)
         if len(metadata.category_ids) not in (0, len(self.class_names)):
             raise UserError(f"{len(metadata.category_ids)} category ids for {len(self.class_names)} classes")
@@ -225,18 +230,20 @@ class ClassificationPredictor(Predictor[ImageClasses]):
 
 
 def load_predictor(path: str | Path, device: str = "cpu") -> Predictor[Any]:
-    """A predictor from a checkpoint file alone.
+    """A predictor from a checkpoint or an exported file alone.
 
     Args:
-        path: A ``.ckpt`` written by ``tools/train.py``.
+        path: A ``.ckpt`` written by ``tools/train.py``, or what ``tools/export.py`` wrote, which its own runtime runs.
         device: See :class:`Predictor`.
 
     Raises:
-        UserError: The file is missing, corrupt, no checkpoint of ours, or of a kind that cannot be predicted
-            with.
+        UserError: The file is missing, corrupt, none of ours, or of a kind that cannot be predicted with; or the
+            runtime of an exported file is not installed.
     """
+    from mnvision.export.runtime import open_model  # it builds on what predictors build on
+
     as_device(device)
-    model, metadata = load_model(path)
+    model, metadata = open_model(path)
     if model.kind != metadata.kind:
         raise UserError(f"{path}: calls itself a {metadata.kind} checkpoint but holds a {model.kind} model")
     try:

@@ -1,0 +1,31 @@
+"""Metadata behind a flatbuffer: a zip archive at the end of the file, which the formats' own readers do not look at.
+
+It is TensorFlow Lite's own way of packing files into a model (https://ai.google.dev/edge/litert/models/metadata):
+``unzip -p model.tflite mnvision.json`` prints it.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from mnvision.export.metadata import KEY
+
+FILE_NAME = f"{KEY}.json"
+
+
+def append_text(path: Path, text: str) -> None:
+    """Put the metadata behind what the file holds."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(FILE_NAME, text)
+
+
+def appended_text(path: Path) -> str | None:
+    """The metadata; None where there are none."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(FILE_NAME).decode() if FILE_NAME in archive.namelist() else None
+    except (zipfile.BadZipFile, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,141 @@
+"""torch's own exported programs (.pt2): run by torch alone, without the code of the model."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mnvision.errors import UserError
+from mnvision.export.base import Format, Pixels, Session, Wish, check_outputs, one_line
+from mnvision.export.graph import ExportGraph
+from mnvision.export.metadata import KEY, FileMetadata
+from mnvision.export.onnx import quiet_torch
+from mnvision.export.suppression import KeepRule, NmsSettings
+
+EXTRA_FILE = f"{KEY}.json"
+MAX_SIDE = 16384
+_DAMAGED = (RuntimeError, ValueError, KeyError, TypeError, OSError, AttributeError, AssertionError, EOFError)
+
+
+class Pt2(Format):
+    """A program of ``torch.export``, saved with its weights; a step on the way to other compilers, too."""
+
+    name = "pt2"
+    suffix = ".pt2"
+    any_size: ClassVar[bool] = True
+
+    @property
+    def keep(self) -> KeepRule:
+        """See :attr:`Format.keep`."""
+        return keep_in_rounds
+
+    def write(self, graph: ExportGraph, wish: Wish, metadata: FileMetadata, target: Path) -> list[Path]:
+        """See :meth:`Format.write`."""
+        program = exported_program(graph, wish)
+        with quiet_torch():
+            torch.export.save(program, target, extra_files={EXTRA_FILE: metadata.to_text()})
+        return [target]
+
+    @staticmethod
+    def open(path: Path) -> Pt2Session:
+        """See :meth:`Format.open`."""
+        return Pt2Session(path)
+
+
+class Pt2Session(Session):
+    """A program in torch.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: See :meth:`Format.open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        extra = {EXTRA_FILE: ""}
+        try:
+            damaged = zipfile.ZipFile(path).testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} does not fit")
+            with quiet_torch():
+                program = torch.export.load(path, extra_files=extra)
+                self._module: Any = program.module()
+        except (*_DAMAGED, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: not a usable program of torch.export ({one_line(error)})") from None
+        text: Any = extra[EXTRA_FILE]
+        self.metadata = FileMetadata.from_text(text.decode() if isinstance(text, bytes) else text, path)
+        self._names = list(self.metadata.outputs)
+        check_outputs(path, self.metadata, self._names[: len(program.graph_signature.user_outputs)])
+
+    @torch.inference_mode()
+    def run(self, images: Pixels) -> dict[str, NDArray[Any]]:
+        """See :meth:`Session.run`."""
+        try:
+            found = self._module(torch.from_numpy(np.ascontiguousarray(images)))
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"{self.path}: torch failed on {images.shape} ({one_line(error)})") from None
+        return {name: value.numpy() for name, value in zip(self._names, found)}
+
+
+def exported_program(graph: ExportGraph, wish: Wish) -> torch.export.ExportedProgram:
+    """The graph as torch's exporter sees it.
+
+    Raises:
+        UserError: It cannot be traced.
+    """
+    axes: dict[int, Any] = {} if wish.batch else {0: torch.export.Dim("batch", min=1, max=65536)}
+    if wish.resize:
+        axes |= {axis: torch.export.Dim(name, min=1, max=MAX_SIDE) for axis, name in ((2, "height"), (3, "width"))}
+    try:
+        with quiet_torch(), torch.no_grad():
+            return torch.export.export(
+                graph, (graph.example(wish.batch or 2),), dynamic_shapes=(axes,) if axes else None
+            )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"torch.export cannot trace this model ({one_line(error)})") from None
+
+
+def keep_in_rounds(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int, settings: NmsSettings) -> Tensor:
+    """The :data:`~mnvision.export.suppression.KeepRule` in plain torch operators, with a loop that can be traced.
+
+    A candidate is kept unless a better, kept one of its class overlaps it too much. Starting from "all kept", that
+    rule is repeated until nothing changes, which is the greedy result (see ``mnvision/boxes/nms.py``). All pairs of
+    candidates are compared, which takes M x M numbers per image.
+    """
+    from torch._higher_order_ops import while_loop
+
+    total = scores.shape[1]
+    alike = (labels[:, :, None] == labels[:, None, :]) & (scores > 0)[:, None, :]
+    better = torch.ones(total, total, dtype=torch.bool, device=scores.device).tril(-1)
+    rivals = alike & better
+    beaten_by = rivals & (_pairwise_iou(boxes) > settings.nms_iou)
+
+    def unsettled(kept: Tensor, before: Tensor, beaten_by: Tensor) -> Tensor:
+        return (kept != before).any()
+
+    def again(kept: Tensor, before: Tensor, beaten_by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return ~(beaten_by & kept[:, None, :]).any(2), kept.clone(), beaten_by.clone()
+
+    every = torch.ones_like(scores, dtype=torch.bool)
+    kept: Tensor
+    kept, _, _ = while_loop(unsettled, again, (every, torch.zeros_like(every), beaten_by))
+    if settings.max_per_class >= min(total, settings.max_detections):
+        return kept  # no class can have too many among those that are answered
+    return kept & ((rivals & kept[:, None, :]).sum(2) < settings.max_per_class)
+
+
+def _pairwise_iou(boxes: Tensor) -> Tensor:
+    """``(B, M, M)``: IoU of all pairs of ``(B, M, 4)``; 0 where both have no area."""
+    first, second = boxes[:, :, None], boxes[:, None, :]
+    sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+    common = sides.clamp(min=0).prod(dim=-1)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+    return common / (areas[:, :, None] + areas[:, None, :] - common).clamp(min=1e-12)
