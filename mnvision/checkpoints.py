@@ -94,7 +94,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if path.is_file() and path.suffix.lower() == PUBLISHED_SUFFIX:
         return _published(path)
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file written by tools/train.py")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"checkpoint {path} {what}; give the path of a .ckpt file written by tools/train.py")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*pickle protocol.*")  # of a damaged file; the error follows

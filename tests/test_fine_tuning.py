@@ -262,4 +262,5 @@ def test_evaluation_does_not_need_the_start_of_the_run():
     from tools.evaluate import TRAINING
 
     stored = ["task=fine_grained", "init_from=gone.ckpt", "init_head=true", "fine_tuning.freeze=3", "data.boxes=true"]
+    stored += ["paths.output_dir=run", "hydra.run.dir=run"]  # else the report replaces the run's own files
     assert cli.merge_overrides(stored, [], TRAINING) == ["task=fine_grained", "data.boxes=true"]

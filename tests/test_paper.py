@@ -140,7 +140,9 @@ def test_the_misprints_are_found_and_explained(entries, sections):
         assert float(plain["ours"]) < 0.92 * paper
         assert float(wider["ours"]) == pytest.approx(paper, abs=1.01)
     used = {name for section in sections for note in section.notes if (name := note.split(":")[0]) in ERRATA}
-    assert used == {"E1", "E2", "E3", "E4", "E5", "E6", "E7", "E12", "E14"}
+    assert used == {"E1", "E2", "E3", "E4", "E5", "E6", "E7", "E12", "E14", "E16"}
+    assert set(ERRATA) - used == {"E8"}  # of the figure
+    assert ERRATA["E8"] in markdown(sections, FIGURE)
 
 
 def test_table_1_differs_from_ours_in_one_stride(entries):

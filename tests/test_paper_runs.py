@@ -5,30 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from mnvision.cost import Cost, LayerCost
 from mnvision.errors import UserError
-from mnvision.paper.grid import Point, grid_points, grid_section, log_slope
-from mnvision.paper.layout import Column, Row, Table
-from mnvision.paper.measured import Record, merged, read_records, write_records
+from mnvision.paper.measured import Record, read_records
 from mnvision.paper.runs import find_runs, read_runs
-from mnvision.paper.sections import table_section
 from tests.builders import make_image_folder
 from tests.builders_models import CLASSIFIER, save_checkpoint, save_detector
 from tools import cli
 from tools.paper import expand_lists, main
 
 WORDS = "task=classification backbone.alpha=0.5 backbone.resolution=96"
-
-
-def record(words: str = WORDS, **changes: Any) -> Record:
-    return Record(**({"table": 6, "words": words, "metric": "top1", "value": 0.5, "data": "dogs"} | changes))
 
 
 def make_run(folder: Path, alpha: float = 0.5, resolution: int = 96, top1: float = 0.4, **summary: Any) -> Path:
@@ -91,11 +82,16 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_read(tmp_path: Path):
     (make_run(tmp_path / "c") / "checkpoints" / "last.ckpt").unlink()
     (make_run(tmp_path / "d") / "metrics.json").write_text("{")
     (make_run(tmp_path / "e") / "metrics.json").unlink()
+    make_run(tmp_path / "f", last={"val/top1": 0.5})
+    make_run(tmp_path / "g", top1=float("nan"), best=None)
     (tmp_path / "a" / ".hydra").mkdir()
     (tmp_path / "a" / ".hydra" / "config.yaml").write_text("{}")
     runs, left_out = read_runs(tmp_path)
     assert [run.folder.name for run in runs] == ["a"]
-    reasons = ("was not scored by top1", "has no checkpoint", "is no JSON", "no epoch of it has ended")
+    reasons = (
+        *("was not scored by top1", "has no checkpoint", "is no JSON", "no epoch of it has ended"),
+        *("is not as tools/train.py writes it", "was not scored by top1"),
+    )
     assert len(left_out) == len(reasons)
     assert all(reason in line and "\n" not in line for reason, line in zip(reasons, left_out))
 
@@ -141,6 +137,18 @@ def test_the_command_puts_a_sweep_beside_the_paper_and_remembers_it(
     assert "Table 4" in capsys.readouterr().out
 
 
+def test_a_run_whose_model_no_overrides_compose_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    make_run(tmp_path / "a")
+    words = f"{WORDS} head.num_classes=4"  # one class more than the checkpoint's
+    monkeypatch.setattr("mnvision.paper.runs.model_words", lambda metadata: words)
+    assert run_with(monkeypatch, f"runs={tmp_path}") == 2
+    error = capsys.readouterr().err.strip()
+    assert "holds no score; left out: " in error
+    assert "its settings have no place in these tables" in error
+
+
 def test_the_commands_wrong_words_end_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -153,6 +161,8 @@ def test_the_commands_wrong_words_end_in_one_line(
         f"runs={tmp_path}": "holds no run",
         "measured=nowhere.json": "cannot read nowhere.json",
         "run=x": "no config key 'run'; did you mean runs",
+        "tables=[]": "the paper has tables 1 to 14",
+        "keep=yes": "choose true or false",
     }
     for word, text in wrong.items():
         assert run_with(monkeypatch, word) == 2
@@ -168,104 +178,6 @@ def test_commas_are_no_sweeps():
     assert words == [
         *("tables=[4,6]", "tables=[4,6]", r"data_name='dogs, ten of it\'s kind'", "data_name='x, y'", "tables=4"),
     ]
-
-
-def test_records_survive_their_file_and_newer_ones_replace_older(tmp_path: Path):
-    records = [record(), record(value=0.25, note="other"), record(table=11, metric="within_1km", row="1 km")]
-    write_records(records, tmp_path / "m.json")
-    assert read_records(tmp_path / "m.json") == records
-    again = record(value=0.75, command="later")
-    assert merged(records, [again]) == [*records[1:], again]
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"value": 61.8}, "value=61.8 is no fraction"),
-        ({"value": True}, "is no fraction"),
-        ({"table": 3}, "tables 4 to 14"),
-        ({"table": "6"}, "is no whole number"),
-        ({"words": "task=imagenet"}, "must be key=value with backbone.alpha"),
-        ({"words": "nonsense"}, "must be key=value"),
-        ({"minutes": "long"}, "minutes='long' is no number"),
-        ({"colour": "red"}, "unknown key 'colour'"),
-        ({"data": 3}, "data=3 is no text"),
-    ],
-)
-def test_a_wrong_record_is_named(change: dict[str, Any], text: str, tmp_path: Path):
-    path = tmp_path / "m.json"
-    path.write_text(json.dumps([asdict(record()), asdict(record()) | change]))
-    with pytest.raises(UserError, match="entry 1: ") as caught:
-        read_records(path)
-    assert text in str(caught.value)
-
-
-def test_files_that_hold_no_records_are_refused(tmp_path: Path):
-    path = tmp_path / "m.json"
-    for content, text in (
-        ("{", "is no JSON"),
-        ("{}", "must hold a list"),
-        ('["x"]', "is no record"),
-        ("[{}]", "missing"),
-    ):
-        path.write_text(content)
-        with pytest.raises(UserError, match=text):
-            read_records(path)
-
-
-def cost_of(mult_adds: int) -> Cost:
-    return Cost((96, 96), (LayerCost("fc", "fully connected", (1,), mult_adds, 10, 10),))
-
-
-def test_scores_stand_in_the_row_of_their_knobs_or_in_one_of_their_own():
-    face = "task=face_attributes backbone.alpha={} backbone.resolution={}"
-    table = Table(
-        *(12, "faces", (Column("mean AP %", "score"), Column("cost", "mult_adds", 1e6))),
-        (Row("0.5-224", ("88.1", "149"), face.format(0.5, 224)), Row("teacher", ("86.9", "1600"))),
-    )
-    records = [
-        record(face.format(0.5, 224), table=12, value=0.7, data="A"),
-        record(face.format(0.5, 96), table=12, value=0.6, data="B"),
-        record(face.format(0.5, 224), table=13),
-    ]
-    section = table_section(table, lambda words: cost_of(149_200_000), records)
-    assert section.rows == [
-        ["0.5-224", "88.1", "70.0 a", "149", "149.2", "=", ""],
-        ["teacher", "86.9", "-", "1600", "-", "-", "quoted"],
-        ["0.5-96, measured here", "-", "60.0 b", "-", "149.2", "-", "ours"],
-    ]
-    assert section.notes[1:] == ["a: top1 on A", "b: top1 on B"]
-
-
-def test_radii_take_the_scores_of_their_distance():
-    table = Table(
-        *(11, "places", (Column("PlaNet %", "quoted"), Column("MobileNet %", "score"))),
-        (Row("City (25 km)", ("31.7", "31.7")), Row("Street (1 km)", ("11.0", "11.4"))),
-    )
-    words = "task=geolocation backbone.alpha=1.0 backbone.resolution=224"
-    found = [record(words, table=11, value=0.125, metric="within_25km", row="25 km")]
-    section = table_section(table, lambda words: cost_of(1), found)
-    assert section.rows == [
-        ["City (25 km)", "31.7", "31.7", "12.5 a", ""],
-        ["Street (1 km)", "11.0", "11.4", "none", ""],
-    ]
-
-
-def test_the_grid_fits_a_line_over_the_logarithm_of_the_cost():
-    scores = {1.0: 0.50, 0.5: 0.44, 0.25: 0.38}  # a quarter of the cost takes six points, a half three
-    points = [
-        Point(record(f"task=classification backbone.alpha={alpha} backbone.resolution=96", value=value), cost, 1)
-        for (alpha, value), cost in zip(scores.items(), (16_000_000, 4_000_000, 1_000_000))
-    ]
-    assert log_slope(points) == pytest.approx(3.0)
-    assert log_slope(points[:2]) is None
-    section = grid_section("dogs", points)
-    assert [row[:4] for row in section.rows] == [
-        *(["1.0-96", "16.0", "0.00", "50.0"], ["0.5-96", "4.0", "0.00", "44.0"], ["0.25-96", "1.0", "0.00", "38.0"]),
-    ]
-    assert "+3.0 points" in section.notes[-1]
-    groups = grid_points([point.record for point in reversed(points)], lambda words: cost_of(1))
-    assert [point.record for point in groups["dogs"]] == [point.record for point in points]
 
 
 @pytest.mark.parametrize("task", ["paper_width", "paper_resolution"])

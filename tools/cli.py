@@ -59,8 +59,10 @@ def command(
             if not any(word.split("=")[0] in _UNCHECKED for word in words):
                 with errors_for_people():
                     words = expand(words) if expand else words
-                    check_overrides(config_name, override_words(words))
-                sys.argv[1:] = words
+                    overrides = override_words(words)
+                    check_overrides(config_name, overrides)
+                # Words put before those given would part the flags from them, which argparse does not take.
+                sys.argv[1:] = [*flag_words(words), *overrides]
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
 
         return main
@@ -89,8 +91,17 @@ def has_task(config_name: str, words: Sequence[str]) -> bool:
 
 def override_words(words: Sequence[str]) -> list[str]:
     """The words of a command line that are neither flags nor the values of flags."""
+    return [word for i, word in enumerate(words) if i not in _flag_places(words)]
+
+
+def flag_words(words: Sequence[str]) -> list[str]:
+    """The words of a command line that are flags or the values of flags."""
+    return [word for i, word in enumerate(words) if i in _flag_places(words)]
+
+
+def _flag_places(words: Sequence[str]) -> set[int]:
     values = {i + 1 for i, word in enumerate(words) if word in _FLAGS_WITH_VALUE}
-    return [word for i, word in enumerate(words) if i not in values and not word.startswith("-")]
+    return values | {i for i, word in enumerate(words) if word.startswith("-")}
 
 
 def prepare_process() -> None:
@@ -104,6 +115,7 @@ def prepare_process() -> None:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*Trying to infer the `batch_size`.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
+    warnings.filterwarnings("ignore", "\\s*Running Hydra app with --multirun")  # as asked for
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from tools.cli import command, merge_overrides, quoted, take
 TRAINING = [
     *("hydra", "trainer", "callbacks", "logger", "debug", "ckpt_path", "resume", "backbone.pretrained"),
     *("teacher", "distill", "init_from", "init_head", "fine_tuning"),
+    "paths.output_dir",  # the report would replace the run's own files
 ]
 
 
@@ -18,9 +19,9 @@ def expand_checkpoint(words: list[str]) -> list[str]:
     path, rest = take(words, "checkpoint")
     if path is None or path in ("", "null"):
         return words
-    from mnvision.checkpoints import read_metadata
+    from mnvision.export.runtime import open_metadata
 
-    stored = merge_overrides(read_metadata(path).overrides, rest, TRAINING)
+    stored = merge_overrides(open_metadata(path).overrides, rest, TRAINING)
     return [*stored, f"checkpoint={quoted(path)}", *rest]
 
 

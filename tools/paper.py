@@ -117,7 +117,7 @@ def check_costs(run: Run, costs: CostBook) -> None:
     if (own.mult_adds, own.params) != (composed.mult_adds, composed.params):
         raise UserError(
             f"{run.folder}: its model costs {own.mult_adds:,} multiply-adds, {run.records[0].words!r} composes one of "
-            f"{composed.mult_adds:,}: its settings have no place in these tables; leave the run out"
+            f"{composed.mult_adds:,}: its settings have no place in these tables"
         )
 
 
@@ -150,7 +150,7 @@ def checked_tables(cfg: DictConfig, found: Sequence[Record]) -> list[int]:
         filled = {record.table for record in found}
         return sorted(filled | ({7} if 6 in filled else set()))
     tables = list(NUMBERS) if cfg.tables is None else [cfg.tables] if isinstance(cfg.tables, int) else list(cfg.tables)
-    for number in tables:
+    for number in tables or [None]:
         if type(number) is not int or number not in NUMBERS:
             raise UserError(f"tables={cfg.tables}: the paper has tables 1 to 14; e.g. tables=[4,6]")
     return tables
@@ -175,11 +175,19 @@ def read_scores(cfg: DictConfig, costs: CostBook) -> list[Record]:
     from mnvision.paper.runs import read_runs
 
     runs, left_out = read_runs(cfg.runs, cfg.data_name, cfg.epoch)
+    records: list[Record] = []
+    for run in runs:
+        try:
+            check_costs(run, costs)
+        except UserError as error:
+            left_out.append(f"left out: {error}")
+        else:
+            records += run.records
+    if not records:
+        raise UserError(f"runs={cfg.runs} holds no score; {left_out[0]}")
     for line in left_out:
         print(line, file=sys.stderr)
-    for run in runs:
-        check_costs(run, costs)
-    return [record for run in runs for record in run.records]
+    return records
 
 
 @command("paper", expand_lists)
@@ -190,20 +198,22 @@ def main(cfg: DictConfig) -> None:
 
     if cfg.format not in FORMATS:
         raise UserError(f"format={cfg.format}: choose {', '.join(FORMATS)}")
+    if not isinstance(cfg.keep, bool):
+        raise UserError(f"keep={cfg.keep}: choose true or false")
     if cfg.keep and not cfg.runs:
         raise UserError("keep=true keeps the scores of runs: give runs=FOLDER")
     checked_tables(cfg, [])
     costs, measured = CostBook(), Path(cfg.measured or MEASURED)
     found = read_scores(cfg, costs) if cfg.runs else []
     records = merged(read_records(measured), found)
-    sections = build_sections(records, costs, checked_tables(cfg, found if cfg.output is None else []))
-    if cfg.output is None:
+    sections = build_sections(records, costs, checked_tables(cfg, [] if cfg.output else found))
+    if not cfg.output:
         writers = {"terminal": render.terminal, "markdown": render.markdown, "csv": render.to_csv}
         print(writers[cfg.format](sections).rstrip("\n"))
     if cfg.keep:
         write_records(records, measured)
         print(f"measured: {measured}")
-    if cfg.output is not None or cfg.runs:
+    if cfg.output or cfg.runs:
         folder = Path(cfg.output or cfg.runs)
         write_documents(sections, folder)
         save_figure(records, costs, folder / FIGURE)

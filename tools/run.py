@@ -233,7 +233,7 @@ def evaluate(cfg: DictConfig, words: Sequence[str] | None = None) -> dict[str, f
     task = instantiate(cfg.task, _convert_="all", _partial_=True)(**parts)
     task.prepare_evaluation(data, cfg.split)
     cfg.logger = None
-    trainer = build_trainer(cfg, [instantiate(cfg.callbacks.progress)])
+    trainer = build_trainer(cfg, build_all(OmegaConf.masked_copy(cfg.callbacks, "progress")))
     trainer.validate(task, dataloaders=data.eval_dataloader(cfg.split), verbose=False)
     if trainer.is_global_zero:
         for line in task.write_report(folder):

@@ -16,6 +16,8 @@ def expand_resume(words: list[str]) -> list[str]:
     if folder is None or folder in ("", "null"):
         return words
     run = Path(folder)
+    if (run / "multirun.yaml").is_file():
+        raise UserError(f"resume={folder} is a sweep of runs: give the folder of one of them")
     stored_file, checkpoint = run / ".hydra" / "overrides.yaml", run / "checkpoints" / "last.ckpt"
     for path, what in ((stored_file, "is no run folder"), (checkpoint, "has no checkpoint yet")):
         if not path.is_file():

@@ -44,7 +44,8 @@ class RunFiles(pl.Callback):
         path = self.folder / "metrics.csv"
         if trainer.is_global_zero and trainer.ckpt_path and path.is_file():
             with path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < trainer.current_epoch]
+                rows = [_numbers(row) for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["epoch"] < trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
@@ -115,6 +116,12 @@ class RunFiles(pl.Callback):
             row["images_per_second"],
             eta,
         )
+
+
+def _numbers(row: dict[str, str]) -> dict[str, float]:
+    """A row of the file as it was before it was written; what an epoch did not measure is left out."""
+    whole = ("epoch", "step")
+    return {key: int(value) if key in whole else float(value) for key, value in row.items() if value != ""}
 
 
 def _stop_if_diverged(trainer: pl.Trainer, name: str) -> None:

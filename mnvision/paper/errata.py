@@ -24,4 +24,6 @@ ERRATA: dict[str, str] = {
     "training data there, which is an inference.",
     "E14": "Table 14's 1e-4 accuracy is on private faces and not defined in the text. On LFW's 3,000 pairs of "
     "different people a rate of 1e-4 cannot be measured; ours is LFW's accuracy over ten folds.",
+    "E16": "Stanford Dogs is made of pictures of ImageNet: weights or a teacher trained on ImageNet may have been "
+    "trained on its test pictures, so that their score may be too high.",
 }

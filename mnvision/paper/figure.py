@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mnvision.figures import DPI, label_text, save_figure
-from mnvision.paper.grid import FEWEST_TO_FIT, Point
+from mnvision.paper.grid import FEWEST_TO_FIT, Point, recipes, slope_text
 
-_SHOWN = 3  # sets of pictures below ImageNet
+_SHOWN = 3  # rows below ImageNet
+_LONGEST_TITLE = 110
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -41,21 +42,31 @@ class Dot:
 
 
 def save_tradeoff(paper: Sequence[Dot], measured: Mapping[str, Sequence[Point]], path: Path | str) -> None:
-    """The figure: a row of two panels for ImageNet, and one for each set of pictures measured here.
+    """The figure: a row of two panels for ImageNet, and one for each set of pictures and training measured here.
 
     Colours are widths, markers resolutions; the line is the least-squares fit over the logarithm of the cost.
 
     Args:
         paper: ImageNet's models.
-        measured: Classifiers by their pictures; the three sets with most models are drawn, of three models or more.
+        measured: Classifiers by their pictures; of those trained alike, the three groups with most models are drawn
+            that have three models or more.
         path: The PNG to write.
 
     Raises:
         UserError: The file cannot be written.
     """
-    groups = sorted((item for item in measured.items() if len(item[1]) >= 3), key=lambda item: -len(item[1]))[:_SHOWN]
+    groups = [
+        ("; ".join(filter(None, (data, note))), alike)
+        for data, points in measured.items()
+        for note, alike in recipes(points).items()
+        if len(alike) >= FEWEST_TO_FIT
+    ]
+    groups = sorted(groups, key=lambda group: -len(group[1]))[:_SHOWN]
     rows = [("ImageNet, the paper's (open: TF-slim's list)", list(paper))]
-    rows += [(f"Measured here: {label_text(data, 60)}", [_dot(point) for point in points]) for data, points in groups]
+    rows += [
+        (f"Measured here: {label_text(name, _LONGEST_TITLE)}", [_dot(point) for point in alike])
+        for name, alike in groups
+    ]
     figure = Figure(figsize=(11, 3.9 * len(rows) + 0.3), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(rows), 2, squeeze=False)
     for axes, (title, dots) in zip(grid, rows):
@@ -89,7 +100,7 @@ def _draw(axes: Axes, dots: Sequence[Dot], cost: str, label: str, fit: bool) -> 
         x, y = np.log2([getattr(dot, cost) / 1e6 for dot in dots]), np.array([dot.score for dot in dots])
         slope, level = np.polyfit(x, y, 1)
         ends = np.array([x.min(), x.max()])
-        text = f"{slope:+.1f} points for twice the cost"
+        text = f"{slope_text(slope)} points for twice the cost"
         axes.plot(2**ends, slope * ends + level, color="0.6", linewidth=1, linestyle="--", zorder=0, label=text)
         axes.legend(frameon=False, fontsize=8, loc="lower right")
     if not fit:

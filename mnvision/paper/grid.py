@@ -38,6 +38,14 @@ def grid_points(records: Sequence[Record], costs: Costs) -> dict[str, list[Point
     return groups
 
 
+def recipes(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Classifiers by how they were trained: a line through different trainings would not show the width's share."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.record.note, []).append(point)
+    return groups
+
+
 def log_slope(points: Sequence[Point]) -> float | None:
     """Points of per cent that twice the multiply-adds bring, by least squares over log2 of the cost.
 
@@ -49,6 +57,11 @@ def log_slope(points: Sequence[Point]) -> float | None:
     return float(np.polyfit(doublings, [100 * point.record.value for point in points], 1)[0])
 
 
+def slope_text(slope: float) -> str:
+    """Points with their sign; less than half of the last digit is "+0.0", never "-0.0"."""
+    return f"{round(slope, 1) + 0.0:+.1f}"
+
+
 def grid_section(data: str, points: Sequence[Point]) -> Section:
     """The table of one set of pictures.
 
@@ -57,7 +70,7 @@ def grid_section(data: str, points: Sequence[Point]) -> Section:
         points: Of :func:`grid_points`.
     """
     header = ["model", "cost", "params", "top-1 %", "minutes", "seed", "how"]
-    section = Section(0, f"Width and resolution on {data}, millions", header, [])
+    section = Section(f"Width and resolution on {data}, millions", header, [])
     footnotes = Footnotes()
     for point in points:
         record = point.record
@@ -70,9 +83,12 @@ def grid_section(data: str, points: Sequence[Point]) -> Section:
         how = "; ".join(filter(None, (data, record.note)))
         section.entries.append(Entry(0, record.name, "top-1 %", "", 100 * record.value, "measured", "", how))
     section.notes.extend(footnotes.lines())
-    slope = log_slope(points)
-    if slope is not None:
-        section.notes.append(
-            f"Twice the multiply-adds bring {slope:+.1f} points (least squares over log2 of the cost)."
-        )
+    groups = recipes(points)
+    for note, alike in groups.items():
+        slope = log_slope(alike)
+        if slope is not None:
+            of = f" to {footnotes.letter(note)}" if len(groups) > 1 else ""
+            section.notes.append(
+                f"Twice the multiply-adds bring {slope_text(slope)} points{of} (least squares over log2 of the cost)."
+            )
     return section

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from mnvision.backbones.mobilenet_v1 import MobileNetV1
 from mnvision.errors import UserError
 from mnvision.files import whole_file
 
 # Tables whose rows are classifiers: a score of theirs can stand in any of them.
 CLASSIFIERS = (4, 5, 6, 7, 8, 9)
 _NUMBERS = ("table", "seed")
+# Table 13 holds several kinds of detectors.
+_DETECTORS = {
+    "ssd_coco": "SSD",
+    "ssdlite_coco": "SSDLite",
+    "faster_rcnn_coco": "Faster-RCNN",
+    "faster_rcnn_coco_600": "Faster-RCNN",
+}
 
 
 @dataclass(frozen=True)
@@ -47,24 +56,33 @@ class Record:
 
     @property
     def knobs(self) -> tuple[float, int, str]:
-        """Width multiplier, resolution and variant, by which a row of the paper is found."""
+        """What a row of the paper is found by, see :func:`knobs`."""
         return knobs(self.words)
 
     @property
     def name(self) -> str:
-        """The model in the paper's way, e.g. "0.5-96"."""
-        alpha, resolution, variant = self.knobs
-        return f"{alpha}-{resolution}" + (f" {variant}" if variant != "separable" else "")
+        """The model in the paper's way, e.g. "0.5-96" or "SSD 1.0-300"."""
+        alpha, resolution, others = self.knobs
+        return " ".join(filter(None, (_DETECTORS.get(task_of(self.words)), f"{alpha}-{resolution}", others)))
 
 
 def knobs(words: str) -> tuple[float, int, str]:
-    """Width multiplier, resolution and variant of ``words``, which name the first two."""
+    """Width multiplier, resolution and what else of the backbone is not the default, e.g. "stem_stride=1".
+
+    Args:
+        words: Overrides that name the first two.
+    """
     values = dict(word.split("=", 1) for word in words.split())
-    return (
-        float(values["backbone.alpha"]),
-        int(values["backbone.resolution"]),
-        values.get("backbone.variant", "separable"),
-    )
+    alpha, resolution = float(values.pop("backbone.alpha")), int(values.pop("backbone.resolution"))
+    defaults = signature(MobileNetV1).parameters
+    backbone = {key.removeprefix("backbone."): value for key, value in values.items() if key.startswith("backbone.")}
+    others = [f"{k}={v}" for k, v in backbone.items() if k not in defaults or v != str(defaults[k].default)]
+    return alpha, resolution, " ".join(sorted(others))
+
+
+def task_of(words: str) -> str:
+    """The task that ``words`` name, "" without one."""
+    return next((word.removeprefix("task=") for word in words.split() if word.startswith("task=")), "")
 
 
 def read_records(path: Path | str) -> list[Record]:

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 
+from mnvision.paper.errata import ERRATA
 from mnvision.paper.sections import Entry, Section
 
 WIDTH = 110
@@ -57,7 +58,11 @@ def markdown(sections: Sequence[Section], figure: str | None = None) -> str:
         LEGEND,
     ]
     if figure:
-        parts += ["## Figures 4 and 5: accuracy against cost", f"![Accuracy against cost]({figure})"]
+        parts += [
+            "## Figures 4 and 5: accuracy against cost",
+            f"![Accuracy against cost]({figure})",
+            f"- E8: {ERRATA['E8']}",
+        ]
     for section in sections:
         parts += [f"## {section.title}", _markdown_table(section)]
         parts += ["\n".join(f"- {note}" for note in section.notes)] if section.notes else []

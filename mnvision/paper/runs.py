@@ -105,7 +105,7 @@ def read_run(folder: Path, data: str | None = None, epoch: Epoch = "last") -> Ru
     if epoch == "last" and f"val/{next(iter(metrics))}" not in summary["last"]:
         chosen = "best"  # the last epoch was not validated
     row = summary[chosen] or {}
-    if missing := [name for name in metrics if not isinstance(row.get(f"val/{name}"), int | float)]:
+    if missing := [name for name in metrics if not _is_score(row.get(f"val/{name}"))]:
         raise UserError(f"{folder} was not scored by {missing[0]}")
     common: dict[str, Any] = {
         "table": table,
@@ -118,6 +118,11 @@ def read_run(folder: Path, data: str | None = None, epoch: Epoch = "last") -> Ru
     }
     records = [Record(metric=name, value=float(row[f"val/{name}"]), row=of, **common) for name, of in metrics.items()]
     return Run(folder, tuple(records), metadata.model)
+
+
+def _is_score(value: Any) -> bool:
+    """Whether it is a fraction; nothing and NaN are none."""
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def model_words(metadata: Metadata) -> str:
@@ -152,15 +157,16 @@ def _summary(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} has no metrics.json: no epoch of it has ended") from None
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from None
-    if not isinstance(summary, dict) or not isinstance(summary.get("last"), Mapping) or "best" not in summary:
+    last, best = (summary.get("last"), summary.get("best")) if isinstance(summary, dict) else (None, None)
+    if not isinstance(last, Mapping) or not isinstance(last.get("epoch"), int) or not isinstance(best or {}, Mapping):
         raise UserError(f"{path} is not as tools/train.py writes it: it lacks the last or the best epoch")
     return summary
 
 
 def _data_name(metadata: Metadata) -> str:
     name = Path(str(metadata.run["data"].get("root", ""))).name or "unnamed pictures"
-    classes = len(metadata.class_names)
-    return f"{name}, {classes} classes" if classes and metadata.kind == "classification" else name
+    of = {"classification": "classes", "geolocation": "cells"}.get(metadata.kind)
+    return f"{name}, {len(metadata.class_names)} {of}" if of else name
 
 
 def _note(metadata: Metadata, summary: Mapping[str, Any], chosen: str) -> str:

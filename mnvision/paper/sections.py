@@ -10,7 +10,7 @@ from mnvision.paper.architecture import Seen
 from mnvision.paper.costs import cost_figure, wider_stem
 from mnvision.paper.errata import ERRATA
 from mnvision.paper.layout import COSTS, Column, Layer, Row, Table
-from mnvision.paper.measured import CLASSIFIERS, Record, knobs
+from mnvision.paper.measured import CLASSIFIERS, Record, knobs, task_of
 
 # Costs of the model that overrides compose.
 Costs = Callable[[str], Cost]
@@ -51,7 +51,6 @@ class Section:
     """One table, ready to be printed.
 
     Attributes:
-        number: Of the paper's table; 0 for one that the paper does not have.
         title: Above the table.
         header: One name per column; the first column is text, of Table 1 all are.
         rows: Cells.
@@ -59,7 +58,6 @@ class Section:
         entries: The same figures for programs.
     """
 
-    number: int
     title: str
     header: list[str]
     rows: list[list[str]]
@@ -103,7 +101,7 @@ def table_section(table: Table, costs: Costs, records: Sequence[Record]) -> Sect
     for column in table.columns:
         names = {"score": [column.name, "measured"], "quoted": [column.name]}
         header += names.get(column.kind, [column.name, "ours", "diff"])
-    section = Section(table.number, f"Table {table.number}. {table.title}", [*header, "note"], [])
+    section = Section(f"Table {table.number}. {table.title}", [*header, "note"], [])
     footnotes = Footnotes()
     of_table = [record for record in records if _belongs(record, table)] if "score" in kinds else []
     placed: set[int] = set()
@@ -141,7 +139,7 @@ def _answers(record: Record, row: Row) -> bool:
 
 def _family(words: str) -> str:
     """The task, one name for those whose models differ in the two knobs alone."""
-    task = next((word.removeprefix("task=") for word in words.split() if word.startswith("task=")), "")
+    task = task_of(words)
     same = {"classification": ("imagenet", "fine_grained"), "faster_rcnn_coco": ("faster_rcnn_coco_600",)}
     return next((name for name, others in same.items() if task in others), task)
 
@@ -183,7 +181,8 @@ def _is_radius(row: Row) -> bool:
 
 def _scores(records: Sequence[Record], footnotes: Footnotes) -> str:
     def mark(record: Record) -> str:
-        return footnotes.letter("; ".join(filter(None, (f"{record.metric} on {record.data}", record.note))))
+        what = record.name if record.row else record.metric  # a radius says what was measured, but not of which model
+        return footnotes.letter("; ".join(filter(None, (f"{what} on {record.data}", record.note))))
 
     return ", ".join(f"{100 * record.value:.1f} {mark(record)}" for record in records)
 
@@ -229,7 +228,7 @@ def architecture_section(layers: Sequence[Layer], seen: Sequence[Seen]) -> Secti
         seen: Of our model, one per row.
     """
     header = ["type / stride", "filter shape", "input size", "ours", "cost", "note"]
-    section = Section(1, "Table 1. MobileNet body architecture, million multiply-adds", header, [])
+    section = Section("Table 1. MobileNet body architecture, million multiply-adds", header, [])
     for layer, own in zip(layers, seen, strict=True):
         times = f"{len(layer.names)}x " if len(layer.names) > 1 else ""
         printed = [times + layer.printed[0], *layer.printed[1:]]
