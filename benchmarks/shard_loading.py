@@ -59,8 +59,8 @@ def write_sets(root: Path, count: int) -> int:
 def _module(root: str, kind: str, workers: int) -> Any:
     common: dict[str, Any] = {"batch_size": BATCH, "num_workers": workers, "cells": CELLS, "check": False}
     if kind == "shards":
-        return GeoShardsDataModule(root, val="train-*.tar", **common)
-    return GeoTableDataModule(root, **common, val_fraction=1e-9)
+        return GeoShardsDataModule(root, val=None, val_fraction=None, **common)
+    return GeoTableDataModule(root, val_fraction=None, **common)
 
 
 def loading(root: str, kind: str, workers: int) -> Callable[[], int]:

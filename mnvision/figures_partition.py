@@ -1,4 +1,4 @@
-"""A map of a partition's cells."""
+"""A map of a partition's cells over the outlines of countries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
@@ -16,6 +16,7 @@ from mnvision.figures import DPI, save_figure
 from mnvision.geo.cells import centres, edge_points, levels
 from mnvision.geo.distance import coordinates_of
 from mnvision.geo.partition import Partition
+from mnvision.world_map import borders
 
 _PIECES = 32  # of an edge of a face: great circles are curves on the map; small cells need fewer
 _BENT = 65  # degrees of latitude
@@ -50,6 +51,8 @@ def save_partition_map(partition: Partition, path: Path | str, density: NDArray[
     cells = PolyCollection([outline[:, ::-1] for _, outline in found], linewidths=width, edgecolors="0.15", zorder=2)
     cells.set(array=counts, cmap="viridis", norm=LogNorm(low, max(high, low + 1)), alpha=0.75)
     axes.add_collection(cells)
+    countries = [line[:, ::-1] for line in borders()]
+    axes.add_collection(LineCollection(countries, colors="0.1", linewidths=0.5, alpha=0.6, zorder=3))
     axes.set(xlim=(-180, 180), ylim=(-90, 90), aspect="equal", xlabel="Longitude", ylabel="Latitude")
     axes.set_xticks(range(-180, 181, 30))
     axes.set_yticks(range(-90, 91, 30))

@@ -109,6 +109,8 @@ def test_columns_can_be_named_and_a_header_may_be_missing(tmp_path: Path):
     (chunk,) = read(path, CoordinateColumns(names=["id", "lon", "lat"]))
     assert chunk.latitudes.tolist() == [1.5, 3.5]
     assert chunk.lines.tolist() == [1, 2]
+    (chunk,) = read(path, CoordinateColumns(3, 2, 1), with_images=True)
+    assert (chunk.latitudes.tolist(), chunk.longitudes.tolist(), chunk.images) == ([1.5, 3.5], [2.5, 4.5], ["7", "8"])
     path = write(tmp_path / "u.csv", "y,x,LAT,lat,long\n1,2,3,4,5\n")
     (chunk,) = read(path, CoordinateColumns(latitude="y", longitude="x"))
     assert (chunk.latitudes.tolist(), chunk.longitudes.tolist()) == ([1.0], [2.0])
@@ -129,6 +131,9 @@ def test_columns_can_be_named_and_a_header_may_be_missing(tmp_path: Path):
         ("lat,Lat,lon\n1,2,3\n", {}, "several columns may hold the latitude: lat, Lat; choose with"),
         ("lat,lon\n1,2\n", {"latitude": "latt"}, "has no column 'latt'; did you mean lat"),
         ("lat,lon\n1,2\n", {"names": ["id", "x"]}, "no column for the latitude"),
+        ("1,2\n", {"latitude": 2}, "given by number, .*; give columns.longitude by number too"),
+        ("1,2\n", {"latitude": 2, "longitude": 3}, "has 2 columns, counted from 1; there is no columns.longitude=3"),
+        ("1,2\n", {"latitude": 0, "longitude": 1}, "there is no columns.latitude=0"),
         ('lat,lon\n1,2\n"3"4,5\n', {}, "line 3: .*; correct that line"),
         ('lat,lon\n1,"2\n', {}, "line 2: .*; correct that line"),
         ("lat,lon\n1,2\n".encode("utf-16"), {}, "neither UTF-8 text nor Parquet"),

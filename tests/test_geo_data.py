@@ -28,6 +28,7 @@ from mnvision.geo.partition import Partition, partition_photos
 from tests.builders_geo import PLACES, gps_tags, make_geo_table, picture, place_near, write_exif_photo
 
 CELLS = {"max_photos": 6, "min_photos": 1}
+NUMBERED = {"image": 1, "latitude": 2, "longitude": 3}
 
 
 def module(root: Path, **options: Any) -> GeoTableDataModule:
@@ -156,9 +157,10 @@ def test_a_file_without_header_is_read_by_the_numbers_of_its_columns(tmp_path: P
         number = int(index.name(row).removeprefix("a/photo_").removesuffix(".jpg"))
         assert index.coordinates[row].tolist() == list(place_near(number))
     for wrong, message in (
-        ({"image": 8, "latitude": 6, "longitude": 5}, "has 7 columns, counted from 1; data.columns says image: 8"),
-        ({"image": 7, "latitude": 6, "longitude": None}, "needs numbers for image"),
+        ({"image": 8, "latitude": 6, "longitude": 5}, "7 columns, counted from 1; there is no data.columns.image=8"),
+        ({"image": 7, "latitude": 6, "longitude": None}, "give data.columns.longitude by number too"),
         ({"path": 7}, "data.columns has no path"),
+        ({**columns, "split": "part"}, "data.columns.split=part: give its number"),
     ):
         with pytest.raises(UserError, match=message):
             module(root, table="yfcc.tsv.gz", columns=wrong).setup("fit")
@@ -217,6 +219,15 @@ def test_pictures_to_be_scored_are_not_trained_on(tmp_path: Path):
     assert found["training pictures that are also test pictures left out"][0] == 2
 
 
+def test_training_pictures_are_never_taken_to_validate_on(tmp_path: Path):
+    make_geo_table(tmp_path, 12)
+    write_exif_photo(tmp_path / "photos" / "a.jpg", gps_tags(1, 2))
+    for data in (module(tmp_path, val_fraction=None), GeoExifDataModule(tmp_path / "photos", val_fraction=None)):
+        assert len(data.listed("train")) > 0
+        with pytest.raises(UserError, match=r"no val split: give data.val_(table|dir)"):
+            data.setup("fit")
+
+
 def test_a_part_to_validate_on_is_drawn_by_seed(tmp_path: Path):
     make_geo_table(tmp_path, 20)
     parts = []
@@ -266,16 +277,21 @@ def test_pictures_outside_the_cells_are_not_trained_on_but_scored(tmp_path: Path
     [
         ({"table": "no.csv"}, "table of coordinates not found"),
         ({"cells": {"max_photo": 3}}, "data.cells has no max_photo"),
+        ({"cells": {"max_photos": "many"}}, "data.cells.max_photos='many': give a whole number"),
         ({"cells": {"max_photos": 3, "min_photos": 9}}, "data.partition=null makes cells from .*max_photos=3 is below"),
         ({"partition": "none.npz"}, "none.npz"),
         ({"max_faulty": 2}, "data.max_faulty must lie between 0 and 1"),
         ({"val_fraction": 1.0}, "data.val_fraction must lie between 0 and 1"),
         ({"columns": {"latitude": "IMG_IDS"}}, "has no column 'IMG_IDS'; did you mean IMG_ID"),
         ({"root": "nowhere"}, "data root not found"),
+        ({"columns": NUMBERED, "table": "cut.csv.gz"}, "damaged or cut off"),
+        ({"columns": NUMBERED, "table": "t.parquet"}, "give those instead of numbers"),
     ],
 )
 def test_wrong_settings_are_named(options: dict[str, Any], message: str, tmp_path: Path):
     make_geo_table(tmp_path, 8)
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress((tmp_path / "train.csv").read_bytes())[:40])
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
     root = tmp_path / options.pop("root", ".")
     with pytest.raises(UserError, match=message):
         module(root, **options).source("train")
@@ -337,6 +353,23 @@ def test_a_folder_of_photos_with_exif(tmp_path: Path):
         GeoExifDataModule(tmp_path, max_faulty=0.1, num_workers=0).setup("fit")
     with pytest.raises(UserError, match="no test split"):
         data.setup("test")
+
+
+def test_folders_to_be_scored_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for index in range(12):
+        folder = ("a", "b/c", "val/x", "test", "val 2", "b")[index % 6]
+        write_exif_photo(tmp_path / folder / f"{index}.jpg", gps_tags(*place_near(index)), index)
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path, Path(), Path("b/..")):
+        data = GeoExifDataModule(root, val_dir="val", test_dir="b/../test", num_workers=0)
+        assert [len(data.listed(split)) for split in ("train", "val", "test")] == [8, 2, 2]
+        found = findings(data.listed("train"))
+        assert found["training pictures that are also val pictures left out"] == (2, ("val/x/2.jpg", "val/x/8.jpg"))
+        assert found["training pictures that are also test pictures left out"][0] == 2
+    whole = GeoExifDataModule(Path(), val_dir=".", num_workers=0)
+    assert len(whole.listed("val")) == 12  # to score a folder as it is
+    with pytest.raises(UserError, match=r"no pictures to train on but those of data.val_dir=\."):
+        whole.listed("train")
 
 
 def test_real_photos_are_placed_where_other_tools_place_them(shared_data: Path):

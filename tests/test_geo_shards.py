@@ -29,6 +29,7 @@ from mnvision.geo.partition import partition_photos
 from tests.builders_geo import make_geo_shards, picture, place_near, shard_members, write_tar
 
 CELLS = {"max_photos": 6, "min_photos": 1}
+ALL: dict[str, Any] = {"val": None, "val_fraction": None}  # nothing is held out
 
 
 def module(root: Path, **options: Any) -> GeoShardsDataModule:
@@ -60,7 +61,7 @@ def test_an_index_says_where_every_picture_lies(form: int, tmp_path: Path):
     ]
     write_tar(tmp_path / "train-0.tar", members, form)
     write_tar(tmp_path / "train-1.tar", shard_members(6, 2), form)
-    data = module(tmp_path, train="train-{0..1}.tar", val="train-1.tar")
+    data = module(tmp_path, train="train-{0..1}.tar", **ALL)
     source = data.listed("train")
     got = {source.name(row): (source.picture(row).data, source.place(row).tolist()) for row in range(4)}
     assert got == {
@@ -100,9 +101,8 @@ def test_samples_that_cannot_be_used_are_counted_and_named(tmp_path: Path):
     ]
     write_tar(tmp_path / "train-0.tar", members)
     with pytest.raises(UserError, match=r"9 of 19 entries cannot be used, more than data.max_faulty=0.1"):
-        module(tmp_path, val="train-0.tar").setup("fit")
-    data = module(tmp_path, val="train-0.tar", max_faulty=0.5)
-    data.setup("fit")
+        module(tmp_path, **ALL).listed("train")
+    data = module(tmp_path, max_faulty=0.5, **ALL)
     source = data.listed("train")
     assert len(source) == 10
     found = {what: (item.count, item.examples) for what, item in source.report.findings.items()}
@@ -119,11 +119,10 @@ def test_samples_that_cannot_be_used_are_counted_and_named(tmp_path: Path):
     assert list(rest.values()) == [(1, (f"{shard}/far: -91.5, 200",))]
     assert sum(item[0] for item in found.values()) == 9
     # Without looking into the pictures the torn one is found when it is drawn.
-    blind = module(tmp_path, val="train-0.tar", max_faulty=0.5, check=False)
-    blind.setup("fit")
+    blind = module(tmp_path, max_faulty=0.5, check=False, **ALL)
     assert len(blind.listed("train")) == 11
     with pytest.raises(UserError, match=r"truncated: train-0.tar/torn.jpg"):
-        list(blind.eval_dataloader("val"))
+        list(blind.train_dataloader())
 
 
 @pytest.mark.parametrize("harm", ["cut", "garbled", "empty", "text"])
@@ -139,14 +138,14 @@ def test_shards_that_break_off_are_named_and_used_up_to_there(harm: str, tmp_pat
         "text": b"<html>not found</html>" * 99,
     }
     path.write_bytes(broken[harm])
-    source = module(tmp_path, val="train-000000.tar", max_faulty=0.3).listed("train")
+    source = module(tmp_path, max_faulty=0.3, **ALL).listed("train")
     assert 8 <= len(source) < 16
     named = [example for item in source.report.findings.values() for example in item.examples]
     assert any("train-000001.tar" in example for example in named)
     for row in range(len(source)):  # what is used is whole
         assert source.picture(row).data == picture(row)
     with pytest.raises(UserError, match=r"entries cannot be used.*train-000001.tar"):
-        module(tmp_path, train="train-000001.tar", val="train-000000.tar", max_faulty=0.0).listed("train")
+        module(tmp_path, train="train-000001.tar", max_faulty=0.0, **ALL).listed("train")
 
 
 def test_an_index_is_made_once_and_again_when_the_shard_changes(tmp_path: Path):
@@ -207,6 +206,21 @@ def test_patterns_of_shards(tmp_path: Path):
         module(tmp_path, train="train-000000.tar").setup("fit")
 
 
+def test_shards_to_be_scored_are_not_trained_on(tmp_path: Path):
+    root = make_geo_shards(tmp_path, (3, 4, 5))
+    make_geo_shards(tmp_path, (2,), "val", 12)
+    data = module(root, train=".", val="val-*.tar", test="train-000001.tar")
+    assert [len(data.listed(split)) for split in ("train", "val", "test")] == [8, 2, 4]
+    found = data.listed("train").report.findings
+    assert found["training shards that are also val shards left out"].examples == (str(root / "val-000000.tar"),)
+    assert found["training shards that are also test shards left out"].examples == (str(root / "train-000001.tar"),)
+    with pytest.raises(UserError, match=r"no shards but those of data.val=\*.tar"):
+        module(root, val="*.tar").listed("train")
+    assert len(module(root, **ALL).listed("train")) == 12
+    with pytest.raises(UserError, match=r"no val split: give data\.val"):
+        module(root, **ALL).listed("val")
+
+
 def test_positions_in_other_fields_and_in_texts():
     keys = PlaceKeys("exif.gps.lat", "exif.gps.lon")
     assert place_of(b'{"exif": {"gps": {"lat": 1.5, "lon": "-2"}}}', "json", keys) == (1.5, -2.0)
@@ -219,6 +233,7 @@ def test_positions_in_other_fields_and_in_texts():
         (b"a cat", "txt"),
         (b"\xff", "txt"),
         (b'{"lat": {}}', "json"),
+        (b'{"lat": 1%s, "lon": 1}' % (b"0" * 400), "json"),  # beyond floating-point numbers
     ):
         with pytest.raises(PlaceError):
             place_of(data, kind, PlaceKeys())
@@ -272,6 +287,7 @@ def test_the_order_mixes_shards_and_changes_with_the_epoch():
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same 21 pictures in shards and in a folder with a table."""
     root = make_geo_shards(tmp_path_factory.mktemp("shards"), (7, 5, 9))
+    make_geo_shards(root, (1,), "val", 21)
     rows = ["path,lat,lon"]
     for index in range(21):
         (root / f"{index:06d}.jpg").write_bytes(picture(index))
@@ -285,7 +301,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pictures_of_shards_are_shown_as_those_of_files(pair: Path):
     """Bit by bit, in training and evaluation, to the network and to a teacher."""
     options: dict[str, Any] = {"resolution": 32, "batch_size": 4, "num_workers": 0, "cells": CELLS}
-    shards = GeoShardsDataModule(pair, val="train-*.tar", shuffle_buffer=8, **options)
+    shards = GeoShardsDataModule(pair, shuffle_buffer=8, **options)
     files = GeoTableDataModule(pair, val_table="val.csv", **options)
     assert shards.partition.fingerprint == files.partition.fingerprint
     teacher = TeacherView((48, 48))
@@ -311,7 +327,7 @@ def batches_of(data: GeoShardsDataModule, epoch: int) -> list[dict[str, Tensor]]
 
 
 def test_workers_show_what_one_process_shows(pair: Path):
-    alone, shared = (batches_of(module(pair, val="train-*.tar", num_workers=workers), 1) for workers in (0, 2))
+    alone, shared = (batches_of(module(pair, val="val-*.tar", num_workers=workers), 1) for workers in (0, 2))
     assert len(alone) == len(shared) == 10
     for one, other in zip(alone, shared):
         assert set(one) == set(other)
@@ -321,13 +337,14 @@ def test_workers_show_what_one_process_shows(pair: Path):
 def test_pictures_outside_the_cells_are_left_out_of_the_shards_order(pair: Path):
     inside = np.array([place_near(index) for index in range(21) if index % 6 < 2])
     partition = partition_photos([(inside[:, 0], inside[:, 1])], 4, 1, min_level=6)
-    data = module(pair, val="train-*.tar", batch_size=1)
-    data.use_partition(partition)
+    data, scored = (module(pair, val=val, batch_size=1) for val in ("val-*.tar", "train-*.tar"))
+    for one in (data, scored):
+        one.use_partition(partition)
     assert data.num_images("train") == len(inside) == 8
     seen = [(batch["coordinates"][0].tolist(), int(batch["labels"][0])) for batch in batches_of(data, 0)]
     assert sorted(place for place, _ in seen) == sorted(inside.tolist())
     assert min(label for _, label in seen) >= 0
-    labels = torch.cat([batch["labels"] for batch in data.val_dataloader()])
+    labels = torch.cat([batch["labels"] for batch in scored.val_dataloader()])
     assert (labels >= 0).tolist() == [index % 6 < 2 for index in range(21)]
     found = data.source("train").report.findings["pictures outside every cell left out of training"]
     assert (found.count, found.examples[0]) == (13, "train-000000.tar/000002.jpg")
@@ -370,7 +387,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(workers: int, pair: Path, tmp_p
     """Bit by bit what the uninterrupted run was shown, in the first epoch and in a later one; and only that."""
 
     def data(**options: Any) -> GeoShardsDataModule:
-        return module(pair, **{"val": "train-*.tar", "num_workers": workers, **options})
+        return module(pair, **{"val": "val-*.tar", "num_workers": workers, **options})
 
     whole = fit(data(), tmp_path).seen
     assert len(whole) == 20

@@ -85,6 +85,14 @@ def test_lists_columns_and_levels(run_tool, tmp_path: Path, capsys):
     assert f"{full} cells hold more than 5 photos: max_level=4 is reached" in capsys.readouterr().out
 
 
+def test_columns_of_a_file_without_header_are_numbered(run_tool, tmp_path: Path):
+    points = places(300)
+    (tmp_path / "t.tsv").write_text("".join(f"id\t{x}\t\t{y}\n" for y, x in points.tolist()))
+    run_tool("input=t.tsv", "columns={latitude: 4, longitude: 2}", "max_photos=50", "min_photos=1", "map=false")
+    expected = partition_photos([(points[:, 0], points[:, 1])], 50, 1)
+    assert Partition.load(tmp_path / "cells.npz").fingerprint == expected.fingerprint
+
+
 def test_paths_are_taken_literally_and_lists_are_not():
     words = ["input=a, b.csv", "input=[a.csv,b.csv]", "input=[0-9]*.csv", "output=o=1.npz", "max_photos=3"]
     assert literal_inputs(words) == [
@@ -104,8 +112,9 @@ GOOD = "lat,lon\n" + "1,2\n" * 60
     [
         (None, [], "table of coordinates not found: t.csv"),
         ("", [], "table of coordinates is empty: t.csv"),
-        ("lat,lon\n", [], "t.csv has no rows below its header"),
+        ("lat,lon\n", [], "no rows below the header of t.csv"),
         ("lat,lon\n0,0\nx,y\n", [], "no row holds a place: 1 rows without two numbers (t.csv line 3: x, y); 1 rows at"),
+        ("lat,lon\n139,35\n151,-33\n2,48\n", [], "2 of 3 rows have a latitude beyond 90 degrees (t.csv line 2"),
         ("a,b\n1,2\n", [], "no column for the latitude"),
         (GOOD, ["columns.latitude=lati"], "has no column 'lati'; did you mean lat?"),
         (GOOD, ["columns.lat=lat"], "no config key 'columns.lat'; did you mean columns.latitude"),
@@ -137,10 +146,6 @@ def area(outline: np.ndarray) -> float:
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 
-def inside_map(found: list[tuple[int, np.ndarray]], point: tuple[float, float]) -> set[int]:
-    return {cell for cell, outline in found if Outline(outline).contains_point(point)}
-
-
 @pytest.mark.parametrize("level", [0, 1, 4])
 def test_outlines_cover_the_map_once(level: int):
     cells = np.array([s2.S2CellId.FromFacePosLevel(face, 0, 0).id() for face in range(6)], np.uint64)
@@ -155,7 +160,10 @@ def test_outlines_cover_the_map_once(level: int):
     points = np.column_stack([rng.uniform(-89, 89, 100), rng.uniform(-179.9, 179.9, 100)])
     points[:40, 1] = np.where(np.arange(40) % 2, 179.9, -179.9)
     owners = cell_ids(points[:, 0], points[:, 1], level)
-    agree = [inside_map(found, tuple(point)) == {cells.tolist().index(owner)} for point, owner in zip(points, owners)]
+    inside = np.zeros((len(cells), len(points)), bool)
+    for cell, outline in found:
+        inside[cell] |= Outline(outline).contains_points(points)
+    agree = (inside == (cells[:, None] == owners)).all(axis=0)
     # Straight pieces stand for curves: a point beside an edge may lie on the wrong side of it.
     assert np.mean(agree) > 0.95
 

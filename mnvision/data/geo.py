@@ -109,6 +109,9 @@ class GeoDataModule(PictureDataModule[Source]):
         unknown = sorted(self.cells.keys() - vars(PartitionSettings()).keys())
         if unknown:
             raise UserError(f"data.cells has no {unknown[0]}; there are {', '.join(vars(PartitionSettings()))}")
+        for name, value in self.cells.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UserError(f"data.cells.{name}={value!r}: give a whole number")
         self.max_faulty, self.check = float(max_faulty), check
         self._partition: Partition | None = None
         self._labelled: dict[Split, Source] = {}

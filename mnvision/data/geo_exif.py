@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from mnvision.errors import UserError
 class GeoExifDataModule(GeoDataModule[GeoIndex]):
     """Photos below folders, placed by the GPS part of their Exif data; photos without one are left out, counted.
 
+    Photos in the folders of validation and test are not trained on, also where these lie in the training folder.
+
     Args:
         root: Folder of the data set.
         train_dir: Folder of the training photos below ``root``, with any folders inside.
         val_dir: Folder of the validation photos; None holds out a part of the training photos.
         test_dir: Folder of the test photos; None where there are none.
-        val_fraction: Share of the training photos to validate on where there is no ``val_dir``, drawn photo by photo.
+        val_fraction: Share of the training photos to validate on where there is no ``val_dir``, drawn photo by photo;
+            None holds out nothing.
         max_faulty: See :class:`~mnvision.data.geo.GeoDataModule`; photos without a position count.
         **common: See :class:`~mnvision.data.geo.GeoDataModule`.
 
@@ -40,7 +44,7 @@ class GeoExifDataModule(GeoDataModule[GeoIndex]):
         train_dir: str = ".",
         val_dir: str | None = None,
         test_dir: str | None = None,
-        val_fraction: float = 0.1,
+        val_fraction: float | None = 0.1,
         max_faulty: float = 1.0,
         **common: Any,
     ) -> None:
@@ -61,23 +65,26 @@ class GeoExifDataModule(GeoDataModule[GeoIndex]):
         own = self.dirs[split]
         if split != "train" and own is not None:
             return self._folder(own)
-        if split == "test":
-            raise UserError("no test split: give data.test_dir")
-        whole = self._folder(str(self.dirs["train"]))
+        if split == "test" or (split == "val" and self.val_fraction is None):
+            raise UserError(f"no {split} split: give data.{split}_dir")
+        whole = self._folder(str(self.dirs["train"]), ("val", "test"))
         if self.dirs["val"] is not None or self.val_fraction is None:
             return whole
         self._sources["train"], self._sources["val"] = whole.split(self.val_fraction, self.seed)
         return self._sources[split]
 
-    def _folder(self, name: str) -> GeoIndex:
+    def _folder(self, name: str, others: Sequence[Split] = ()) -> GeoIndex:
+        """The photos of one folder, but for those in the folders of other splits."""
         folder = self.root / name
         if not folder.is_dir():
             raise UserError(f"folder of photos not found: {folder}; set data.root (and data.train_dir, data.val_dir)")
-        names, others = list_images(folder, ".")
+        names, strays = list_images(folder, ".")
         if not names:
             raise UserError(f"{folder} holds no pictures (known endings: {' '.join(IMAGE_SUFFIXES)})")
         found = FindingCounter()
-        found.add("files that are no images skipped", others)
+        found.add("files that are no images skipped", strays)
+        for split in others:
+            names = self._without(split, folder, names, found)
         positions = list(read_gps([folder / name for name in names]))
         for name, position in zip(names, positions):
             if position.flaw is not None:
@@ -95,3 +102,15 @@ class GeoExifDataModule(GeoDataModule[GeoIndex]):
         check_share(str(folder), len(index), len(names) - len(index), self.max_faulty, found, remedy)
         report = DataReport(str(folder), len(index), None, found.findings())
         return GeoIndex(folder, index.file_names, index.coordinates, report)
+
+    def _without(self, split: Split, folder: Path, names: list[str], found: FindingCounter) -> list[str]:
+        """Names of photos but for those in a split's own folder, which may lie inside ``folder``."""
+        own = self.dirs[split]
+        if own is None:
+            return names
+        inside = os.path.join(os.path.abspath(self.root / own), "")
+        others = {name for name in names if os.path.abspath(folder / name).startswith(inside)}
+        found.add(f"training pictures that are also {split} pictures left out", sorted(others))
+        if len(others) == len(names):
+            raise UserError(f"{folder} holds no pictures to train on but those of data.{split}_dir={own}")
+        return [name for name in names if name not in others]

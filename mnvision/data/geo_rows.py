@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ from mnvision.geo.coordinate_columns import CoordinateColumns
 from mnvision.geo.coordinate_files import read_places
 
 _COLUMNS = ("image", "latitude", "longitude", "split")
-_DELIMITERS = (",", "\t", ";")
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,12 @@ def read_rows(path: Path, columns: Mapping[str, Any], file_name: str, found: Fin
 
 
 def _read_rows(path: Path, columns: Mapping[str, Any], file_name: str, found: FindingCounter) -> PlaceRows:
-    chosen, split = _named(path, columns)
+    given = {what: columns.get(what) for what in _COLUMNS}
+    named = {what: value if value is None or isinstance(value, int) else str(value) for what, value in given.items()}
+    split = named.pop("split")
+    chosen = CoordinateColumns(**named, names=columns.get("names"))
+    if chosen.numbered and isinstance(split, str):
+        raise UserError(f"data.columns.split={split}: give its number, as for the other columns")
     lines, names, places, splits = [], list[str](), [], list[str]()
     for chunk in read_places(path, chosen, found, with_images=True):
         lines.append(chunk.lines)
@@ -115,42 +117,6 @@ def _unique(rows: PlaceRows, found: FindingCounter) -> PlaceRows:
     kept = ~disputed[~(again & ~disputed)]
     rows = rows.leave_out(again & ~disputed, "rows that repeat another one left out", found)
     return rows.leave_out(~kept, "rows of pictures with several positions left out", found)
-
-
-def _named(path: Path, columns: Mapping[str, Any]) -> tuple[CoordinateColumns, str | None]:
-    """The columns by name; numbered ones of a file without a header are named by their numbers."""
-    given = {what: columns.get(what) for what in _COLUMNS}
-    numbers = {what: value for what, value in given.items() if isinstance(value, int)}
-    if not numbers:
-        names = {what: None if value is None else str(value) for what, value in given.items()}
-        given_names = columns.get("names")
-        return CoordinateColumns(names["latitude"], names["longitude"], names["image"], given_names), names["split"]
-    unnumbered = [what for what in _COLUMNS[:3] if what not in numbers]
-    if unnumbered or isinstance(given["split"], str):
-        raise UserError(
-            f"data.columns gives a number for {', '.join(numbers)}: a file without a header needs numbers for image, "
-            "latitude and longitude (and split)"
-        )
-    width = _width(path)
-    wrong = [f"{what}: {value}" for what, value in numbers.items() if not 1 <= value <= width]
-    if wrong:
-        raise UserError(f"{path} has {width} columns, counted from 1; data.columns says {', '.join(wrong)}")
-    texts = {what: str(value) for what, value in numbers.items()}
-    names_of_all = [str(number) for number in range(1, width + 1)]
-    chosen = CoordinateColumns(texts["latitude"], texts["longitude"], texts["image"], names_of_all)
-    return chosen, texts.get("split")
-
-
-def _width(path: Path) -> int:
-    """Number of columns of the first row of a text file."""
-    try:
-        with open(path, "rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else open(path, "rb") as file:
-            first = next((line for line in file if line.strip()), b"").decode("utf-8-sig", "replace")
-    except OSError as error:
-        raise UserError(f"cannot read table {path}: {error.strerror or error}") from None
-    return len(next(csv.reader([first], delimiter=max(_DELIMITERS, key=first.count)), []))
 
 
 def _file_name(text: str, template: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ from mnvision.errors import UserError
 class GeoShardsDataModule(GeoDataModule[ShardSource]):
     """Photos in tar files: ``KEY.jpg`` with ``KEY.json`` (or ``KEY.txt``: two numbers) beside it.
 
-    Each shard is read once, before the first run, to know what lies where; ``check`` is part of that.
+    Each shard is read once, before the first run, to know what lies where; ``check`` is part of that. Shards of
+    ``val`` and ``test`` are not trained on, also where ``train`` names them.
 
     Args:
         root: Folder that patterns are relative to.
         train: Shards to train on: a pattern with braces (``a-{000000..000099}.tar``), a glob pattern, or a folder.
         val: Shards to validate on; None holds out a part of the training shards.
         test: Shards to test on; None where there are none.
-        val_fraction: Share of the training shards to validate on where ``val`` is None; whole shards.
+        val_fraction: Share of the training shards to validate on where ``val`` is None; whole shards. None
+            holds out nothing.
         keys: Names of the fields ``latitude`` and ``longitude`` of the JSON objects; dots lead into inner objects. None
             looks for the usual names.
         index_dir: Folder for the indices; None keeps each beside its shard.
@@ -48,7 +50,7 @@ class GeoShardsDataModule(GeoDataModule[ShardSource]):
         train: str = "train-*.tar",
         val: str | None = "val-*.tar",
         test: str | None = None,
-        val_fraction: float = 0.01,
+        val_fraction: float | None = 0.01,
         keys: Mapping[str, str | None] | None = None,
         index_dir: str | Path | None = None,
         shuffle_buffer: int = 50_000,
@@ -69,11 +71,11 @@ class GeoShardsDataModule(GeoDataModule[ShardSource]):
             UserError: Shards are missing, or too few of their pictures can be used.
         """
         pattern = self.patterns[split]
-        if split == "test" and pattern is None:
-            raise UserError("no test split: give data.test, a pattern of shards")
         if split != "train" and pattern is not None:
             return self._shards(pattern)
-        whole = self._shards(str(self.patterns["train"]))
+        if split == "test" or (split == "val" and self.val_fraction is None):
+            raise UserError(f"no {split} split: give data.{split}, a pattern of shards")
+        whole = self._shards(str(self.patterns["train"]), ("val", "test"))
         if self.patterns["val"] is not None or self.val_fraction is None:
             return whole
         number = len(whole.shards)
@@ -93,16 +95,27 @@ class GeoShardsDataModule(GeoDataModule[ShardSource]):
         dataset = self.train_dataset(view)
         return train_loader(dataset, self.batch_size, self.num_workers, self.collate, self.seed, views, sampler)
 
-    def _shards(self, pattern: str) -> ShardSource:
-        paths = shard_paths(self.root, pattern)
+    def _shards(self, pattern: str, others: Sequence[Split] = ()) -> ShardSource:
+        """The shards that a pattern names, but for those of other splits."""
+        paths, found = shard_paths(self.root, pattern), FindingCounter()
         if not paths:
             raise UserError(f"{self.root / pattern} holds no *.tar")
+        for split in others:
+            paths = self._without(split, paths, found)
         shards = indexed_shards(paths, self.index_dir, self.options, self.num_workers)
-        source = str(self.root / pattern)
-        return ShardSource(shards, self._report(source, shards))
+        return ShardSource(shards, self._report(str(self.root / pattern), shards, found))
 
-    def _report(self, source: str, shards: list[IndexedShard]) -> DataReport:
-        found = FindingCounter()
+    def _without(self, split: Split, paths: list[Path], found: FindingCounter) -> list[Path]:
+        """Training shards but for those of a split."""
+        pattern = self.patterns[split]
+        own = set() if pattern is None else {path.resolve() for path in shard_paths(self.root, pattern)}
+        others = {path for path in paths if path.resolve() in own}
+        found.add(f"training shards that are also {split} shards left out", sorted(others))
+        if len(others) == len(paths):
+            raise UserError(f"data.train names no shards but those of data.{split}={pattern}")
+        return [path for path in paths if path not in others]
+
+    def _report(self, source: str, shards: list[IndexedShard], found: FindingCounter) -> DataReport:
         add_findings(found, shards)
         rows = sum(shard.rows for shard in shards)
         faulty = sum(shard.entries - shard.rows for shard in shards)

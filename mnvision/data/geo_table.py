@@ -38,7 +38,7 @@ class GeoTableDataModule(GeoDataModule[GeoIndex]):
             :func:`~mnvision.data.geo_rows.read_rows`. The split says train, val or test in each row.
         file_name: What becomes of the text in the column of pictures, such as ``"{}.jpg"`` where it is an id.
         val_fraction: Share of the training pictures to validate on where no table and no column says which, drawn
-            picture by picture.
+            picture by picture; None holds out nothing.
         **common: See :class:`~mnvision.data.geo.GeoDataModule`.
 
     Raises:
@@ -54,7 +54,7 @@ class GeoTableDataModule(GeoDataModule[GeoIndex]):
         images: str = ".",
         columns: Mapping[str, Any] | None = None,
         file_name: str = "{}",
-        val_fraction: float = 0.05,
+        val_fraction: float | None = 0.05,
         **common: Any,
     ) -> None:
         super().__init__(root, **common)
@@ -81,8 +81,8 @@ class GeoTableDataModule(GeoDataModule[GeoIndex]):
         own = self.tables[split]
         if split != "train" and own is not None:
             return self._index(*self._read(own), split)
-        if split == "test":
-            raise UserError("no test split: give data.test_table, or data.columns.split")
+        if split == "test" or (split == "val" and self.val_fraction is None):
+            raise UserError(f"no {split} split: give data.{split}_table, or data.columns.split")
         index = self._index(*self._without_others(*self._read(str(self.tables["train"]))), "train")
         if self.tables["val"] is not None or self.val_fraction is None:
             return index

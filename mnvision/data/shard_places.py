@@ -78,5 +78,5 @@ def _number(value: Any) -> float:
         return float("nan")
     try:
         return float(value) if not isinstance(value, bool) else float("nan")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON's whole numbers have any length
         raise PlaceError(f"{str(value)[:20]!r} is no number") from None

@@ -20,7 +20,7 @@ _SHOWN = 12
 
 
 class CoordinateColumns(NamedTuple):
-    """Names of the columns of a table; None for those to be found by their usual names.
+    """Columns of a table by name; by number from 1 in a text file without a header; None finds them by usual names.
 
     Attributes:
         latitude: Degrees.
@@ -29,10 +29,15 @@ class CoordinateColumns(NamedTuple):
         names: Of all columns, for a text file whose first line is a row already.
     """
 
-    latitude: str | None = None
-    longitude: str | None = None
-    image: str | None = None
+    latitude: str | int | None = None
+    longitude: str | int | None = None
+    image: str | int | None = None
     names: Sequence[str] | None = None
+
+    @property
+    def numbered(self) -> bool:
+        """Whether columns are given by number, and the file therefore has no header."""
+        return any(isinstance(column, int) for column in self[:3])
 
 
 class Places(NamedTuple):
@@ -48,21 +53,29 @@ def find_places(path: Path, header: Sequence[str], columns: CoordinateColumns, w
 
     Args:
         path: The table, for messages.
-        header: Names of its columns.
+        header: Names of its columns; their numbers where columns are given by number.
         columns: What the user said of them.
         with_images: Whether the column of pictures is needed.
 
     Raises:
-        UserError: A column is missing, or several could be meant.
+        UserError: A column is missing, several could be meant, or only some are given by number.
     """
+    needed = {"latitude": columns.latitude, "longitude": columns.longitude}
+    needed |= {"image": columns.image} if with_images else {}
+    unnumbered = [what for what, column in needed.items() if not isinstance(column, int)]
+    if columns.numbered and unnumbered:
+        raise UserError(
+            f"{path}: columns are given by number, as for a file without a header; give columns.{unnumbered[0]} by "
+            "number too"
+        )
     image = _place(path, header, "image", columns.image) if with_images else None
     latitude = _place(path, header, "latitude", columns.latitude)
     return Places(latitude, _place(path, header, "longitude", columns.longitude), image)
 
 
-def _place(path: Path, header: Sequence[str], what: str, given: str | None) -> int:
+def _place(path: Path, header: Sequence[str], what: str, given: str | int | None) -> int:
     if given is not None:
-        hits = [place for place, name in enumerate(header) if name == given]
+        hits = [place for place, name in enumerate(header) if name == str(given)]
     else:
         hits = [place for place, name in enumerate(header) if name.strip().lower() in USUAL_NAMES[what]]
     if len(hits) == 1:
@@ -71,12 +84,14 @@ def _place(path: Path, header: Sequence[str], what: str, given: str | None) -> i
     if hits:
         several = ", ".join(header[place] for place in hits)
         raise UserError(f"{path}: several columns may hold the {what}: {several}; choose with columns.{what}=NAME")
+    if isinstance(given, int):
+        raise UserError(f"{path} has {len(header)} columns, counted from 1; there is no columns.{what}={given}")
     if given is not None:
-        near = get_close_matches(given, header, n=1)
+        near = get_close_matches(str(given), header, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"{path} has no column {given!r}; {hint}it has {shown}")
     usual = ", ".join(USUAL_NAMES[what][:4])
     raise UserError(
         f"{path} has no column for the {what} ({usual}); it has {shown}; give columns.{what}=NAME, or for a file "
-        "without header the names of all columns, columns.names=[...]"
+        "without header its number from 1"
     )

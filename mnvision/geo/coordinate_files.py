@@ -188,7 +188,11 @@ def _csv_rows(path: Path, columns: CoordinateColumns, with_images: bool, size: i
         delimiter = max(_DELIMITERS, key=first.count)
         reader = csv.reader(chain([first], file), delimiter=delimiter, strict=True)
         try:
-            header = list(columns.names or [cell.strip() for cell in next(reader)])
+            if columns.numbered:
+                width = len(next(csv.reader([first], delimiter=delimiter)))
+                header = [str(number) for number in range(1, width + 1)]
+            else:
+                header = list(columns.names or [cell.strip() for cell in next(reader)])
             places = find_places(path, header, columns, with_images)
             yield from _csv_chunks(reader, skipped, len(header), places, size)
         except csv.Error as error:
@@ -246,6 +250,8 @@ def _parquet_rows(path: Path, columns: CoordinateColumns, with_images: bool, siz
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{path} needs pyarrow: pip install 'mnvision[parquet]', or save it as CSV") from None
+    if columns.numbered:
+        raise UserError(f"the columns of {path} have names; give those instead of numbers")
     try:
         with parquet.ParquetFile(path) as file:
             header = list(file.schema_arrow.names)

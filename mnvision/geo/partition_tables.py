@@ -9,15 +9,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mnvision.data.index import Finding, FindingCounter
+from mnvision.data.index import Finding, FindingCounter, first_few
 from mnvision.errors import UserError
 from mnvision.geo.cells import levels
 from mnvision.geo.coordinate_columns import CoordinateColumns
 from mnvision.geo.coordinate_files import read_places
+from mnvision.geo.coordinates import REASONS
 from mnvision.geo.partition import Chunk, Partition, PartitionSettings, partition_photos
 
 DENSITY_STEP = 0.5
 """Degrees of a pixel of the density."""
+MAX_SWAPPED = 0.1
+"""Share of rows with exchanged coordinates above which the columns themselves must be exchanged."""
+_SWAPPED = f"rows {REASONS['swapped']}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,19 +66,13 @@ def partition_tables(
         The partition, and what was read.
 
     Raises:
-        UserError: A table cannot be read, no row holds a place, or no cell holds enough of them.
+        UserError: A table cannot be read, its columns seem exchanged, no row holds a place, or no cell holds enough of
+            them.
     """
     reading = _Reading(paths, columns, progress)
     source = ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
-    try:
-        partition = partition_photos(reading.chunks(), **asdict(settings), source=source)
-    except UserError as error:
-        if reading.places:
-            raise
-        raise _nothing(paths, reading.found.findings(), error) from None
-    findings = reading.found.findings()
-    rows = reading.places + sum(finding.count for finding in findings.values())
-    return partition, TableReport(len(paths), rows, findings, reading.density)
+    partition = partition_photos(reading.chunks(), **asdict(settings), source=source)
+    return partition, reading.report()
 
 
 def describe(partition: Partition) -> list[str]:
@@ -121,6 +119,28 @@ class _Reading:
                 self.density += _density(chunk.latitudes, chunk.longitudes)
                 self.places += len(chunk)
                 self.progress(self.places)
+        self._refuse(self.report())
+
+    def report(self) -> TableReport:
+        findings = self.found.findings()
+        rows = self.places + sum(finding.count for finding in findings.values())
+        return TableReport(len(self.paths), rows, findings, self.density)
+
+    def _refuse(self, report: TableReport) -> None:
+        """Raises an error where there are no places, or the columns are exchanged."""
+        if not report.num_rows:
+            raise UserError(f"no rows below the header of {first_few([str(path) for path in self.paths])}")
+        swapped = report.findings.get(_SWAPPED)
+        # Of exchanged columns other rows read as places too, and would end up far from where they belong.
+        if swapped is not None and swapped.count > MAX_SWAPPED * report.num_rows:
+            raise UserError(
+                f"{swapped.count:,} of {report.num_rows:,} rows have a latitude beyond 90 degrees "
+                f"({first_few(swapped.examples)}): are the columns exchanged? Give columns.latitude=NAME "
+                "columns.longitude=NAME, or correct the rows"
+            )
+        if not self.places:
+            what = "; ".join(_line(what, finding) for what, finding in report.findings.items())
+            raise UserError(f"no row holds a place: {what}")
 
 
 def _density(latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -128,15 +148,6 @@ def _density(latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) ->
     rows = np.clip((latitudes + 90) / DENSITY_STEP, 0, shape[0] - 1).astype(np.int64)
     across = ((longitudes + 180) / DENSITY_STEP).astype(np.int64) % shape[1]
     return np.bincount(rows * shape[1] + across, minlength=shape[0] * shape[1]).reshape(shape)
-
-
-def _nothing(paths: Sequence[Path], findings: Mapping[str, Finding], error: UserError) -> UserError:
-    """Why there is no place at all."""
-    if not findings:
-        # Either a table could not be read, which its error says, or there was nothing to refuse either.
-        return error if "no photos" not in str(error) else UserError(f"{paths[0]} has no rows below its header")
-    what = "; ".join(_line(what, finding) for what, finding in findings.items())
-    return UserError(f"no row holds a place: {what}")
 
 
 def _line(what: str, finding: Finding) -> str:
