@@ -34,6 +34,7 @@ class Entry:
         source: "computed", "measured", "not measured" or "quoted" (somebody else's model).
         errata: Of the row, e.g. "E7".
         data: What a measured figure was measured on, and how.
+        difference: Of a computed figure from the printed one, as :func:`_difference` words it.
     """
 
     table: int
@@ -44,6 +45,7 @@ class Entry:
     source: str
     errata: str = ""
     data: str = ""
+    difference: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,9 @@ def _add_row(
                 section.entries.append(Entry(*about, None, QUOTED, errata))
                 continue
             value = _cost(column, row, costs)
-            cells += [_rounded(value, printed), _difference(value, printed, column)]
-            section.entries.append(Entry(*about, value, "computed", errata))
+            difference = _difference(value, printed, column)
+            cells += [_rounded(value, printed), difference]
+            section.entries.append(Entry(*about, value, "computed", errata, difference=difference))
         elif column.kind == "score":
             quoted = row.ours or not (row.words or _is_radius(row))
             cells.append(_scores(records, footnotes) or (NOTHING if quoted else "none"))
