@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mnvision.files import whole_file
+from mnvision.latency.machine import processor, usable_cores
 
 
 @dataclass(frozen=True)
@@ -109,17 +108,12 @@ def describe_machine() -> dict[str, str]:
     import torchvision
 
     return {
-        "processor": _processor(),
-        "cores": str(usable_cores()),
+        "processor": processor(),
+        "cores": str(len(usable_cores())),
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -138,11 +132,3 @@ def _positive(text: str) -> int:
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
     return "| " + " | ".join(cells) + " |"
-
-
-def _processor() -> str:
-    if sys.platform.startswith("linux"):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

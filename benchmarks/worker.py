@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mnvision.latency.machine import busy_seconds
 from mnvision.runtime import tune_allocator
 
 
@@ -50,15 +51,6 @@ def measure(run: Callable[[], int]) -> dict[str, Any]:
         return {"seconds": seconds, "units": units}
     foreign = ((busy_seconds() or busy) - busy - (own_seconds() - own)) / seconds
     return {"seconds": seconds, "units": units, "foreign_cores": max(round(foreign, 3), 0.0)}
-
-
-def busy_seconds() -> float | None:
-    """Seconds that all cores together have worked since the machine started; None outside Linux."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return None
-    user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text().split(maxsplit=9)[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def own_seconds() -> float:

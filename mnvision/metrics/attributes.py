@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor
 
 from mnvision.errors import UserError
 from mnvision.metrics.attribute_scores import AttributeMetrics, AttributeRow, defined
@@ -22,6 +21,7 @@ from mnvision.metrics.binary import (
     count_answers,
     reliability,
 )
+from mnvision.metrics.processes import from_all_processes
 
 CONSTANT_LOGIT_STD = 0.01
 """Logits that vary less than this over the pictures are one constant answer."""
@@ -89,10 +89,9 @@ class AttributeEvaluator:
 
     def gather(self) -> None:
         """Exchange samples, so that every process holds all of them. Does nothing in a single process."""
-        if not (distributed.is_available() and distributed.is_initialized()):
+        theirs = from_all_processes(lambda: (self.collected(), self._repeated))
+        if theirs is None:
             return
-        theirs: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(theirs, (self.collected(), self._repeated))
         self.reset()
         for part, repeated in theirs:
             self._parts.append(part)

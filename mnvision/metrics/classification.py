@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor
 
 from mnvision.errors import UserError
 from mnvision.metrics.confused_pairs import ConfusedPair, most_confused
+from mnvision.metrics.processes import from_all_processes
 
 _TOP = 5
 
@@ -136,10 +137,9 @@ class ClassificationEvaluator:
 
     def gather(self) -> None:
         """Exchange samples, so that every process holds all of them. Does nothing in a single process."""
-        if not (distributed.is_available() and distributed.is_initialized()):
+        theirs = from_all_processes(lambda: (self._unique(), self._repeated))
+        if theirs is None:
             return
-        theirs: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(theirs, (self._unique(), self._repeated))
         self.reset()
         for rows, repeated in theirs:
             self._parts.append(rows)

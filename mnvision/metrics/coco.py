@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor
 
 from mnvision.errors import UserError
 from mnvision.metrics.coco_accumulate import accumulate
@@ -19,6 +19,7 @@ from mnvision.metrics.coco_official import official_tables
 from mnvision.metrics.coco_results import CocoResults, read_results, write_results
 from mnvision.metrics.coco_scores import CocoScores, summarise
 from mnvision.metrics.detection_confusion import confusion_matrix
+from mnvision.metrics.processes import from_all_processes
 from mnvision.types import Detections
 
 BACKENDS = ("vectorized", "pycocotools")
@@ -140,11 +141,9 @@ class CocoEvaluator:
 
     def gather(self) -> None:
         """Exchange results, so that every process holds all of them. Does nothing in a single process."""
-        if not (distributed.is_available() and distributed.is_initialized()):
+        theirs = from_all_processes(lambda: (self.results, self.image_ids, self._repeated, self._foreign))
+        if theirs is None:
             return
-        mine = (self.results, self.image_ids, self._repeated, self._foreign)
-        theirs: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(theirs, mine)
         self.reset()
         for results, image_ids, repeated, foreign in theirs:
             self.add(results, image_ids)

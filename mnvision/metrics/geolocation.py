@@ -10,10 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor
 
 from mnvision.errors import UserError
 from mnvision.geo.distance import great_circle_km
+from mnvision.metrics.processes import from_all_processes
 
 RADII_KM = (1, 25, 200, 750, 2500)
 """Street, city, region, country and continent, as Table 11 names them."""
@@ -196,10 +197,9 @@ class GeolocationEvaluator:
 
     def gather(self) -> None:
         """Exchange photos, so that every process holds all of them. Does nothing in a single process."""
-        if not (distributed.is_available() and distributed.is_initialized()):
+        theirs = from_all_processes(lambda: (self._unique(), self._repeated))
+        if theirs is None:
             return
-        theirs: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(theirs, (self._unique(), self._repeated))
         self.reset()
         for rows, repeated in theirs:
             self._parts.append(rows)

@@ -14,10 +14,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional
 
 from mnvision.errors import UserError
+from mnvision.metrics.processes import from_all_processes
 from mnvision.metrics.verification_rates import (
     FALSE_ACCEPT_RATES,
     Distances,
@@ -243,10 +244,9 @@ class VerificationEvaluator:
 
     def gather(self) -> None:
         """Exchange embeddings, so that every process holds all of them. Does nothing in a single process."""
-        if not (distributed.is_available() and distributed.is_initialized()):
+        theirs = from_all_processes(lambda: (*self._unique(), self._repeated))
+        if theirs is None:
             return
-        theirs: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(theirs, (*self._unique(), self._repeated))
         self.reset()
         for indices, embeddings, repeated in theirs:
             if len(indices):
