@@ -46,8 +46,8 @@ class Metadata:
         class_names: K names; position is the label. None for embeddings.
         category_ids: K ids in the data set's own numbering (detection), else empty.
         preprocess: How a picture becomes the network's input, see ``mnvision/transforms/framing.py``.
-        calibration: What was chosen on validation data: ``thresholds`` of attributes, or the ``similarity`` from
-            which two embeddings are of one person.
+        calibration: What turns answers into decisions: ``thresholds`` of attributes and the ``similarity`` from which
+            two embeddings are of one person, chosen on validation data; the ``partition`` of geolocation.
         run: The whole resolved config of the run, for people and for resuming.
         overrides: The run's command-line overrides, from which the tools compose the same config again.
         version: mnvision's version that wrote the file.
