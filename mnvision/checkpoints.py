@@ -28,6 +28,7 @@ EMA_KEY = "ema_state_dict"
 PREFIX = "model."
 PUBLISHED_SUFFIX = ".tflite"
 FORMAT_VERSION = 1
+HEAD_KEYS = ("kind", "class_names", "category_ids", "preprocess", "calibration")
 
 # What damaged zip archives and pickles were seen to raise.
 UNREADABLE = (
@@ -48,6 +49,9 @@ class Metadata:
         preprocess: How a picture becomes the network's input, see ``mnvision/transforms/framing.py``.
         calibration: What turns answers into decisions: ``thresholds`` of attributes and the ``similarity`` from which
             two embeddings are of one person, chosen on validation data; the ``partition`` of geolocation.
+        heads: Of a multi-task model, by head what this entry of a single-task checkpoint holds of it: ``kind``,
+            ``class_names``, ``category_ids``, ``preprocess`` and ``calibration``; else empty. Its model config is
+            ``model["heads"]`` of that name.
         run: The whole resolved config of the run, for people and for resuming.
         overrides: The run's command-line overrides, from which the tools compose the same config again.
         version: mnvision's version that wrote the file.
@@ -60,6 +64,7 @@ class Metadata:
     category_ids: list[int] = field(default_factory=list)
     preprocess: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, dict[str, Any]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     version: str = __version__
@@ -68,6 +73,22 @@ class Metadata:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as stored."""
         return asdict(self)
+
+    def as_head(self) -> dict[str, Any]:
+        """This single-task entry as one of the :attr:`heads` of a multi-task model."""
+        return {key: getattr(self, key) for key in HEAD_KEYS}
+
+    def head(self, name: str) -> Metadata:
+        """One head of a multi-task model as the entry of a single-task checkpoint.
+
+        Raises:
+            UserError: There is no such head.
+        """
+        if name not in self.heads:
+            raise UserError(f"there is no head {name!r}; the heads are {', '.join(self.heads)}")
+        own: dict[str, Any] = {key: self.heads[name][key] for key in HEAD_KEYS}
+        common: dict[str, Any] = {"run": self.run, "overrides": self.overrides, "version": self.version}
+        return Metadata(model=self.model["heads"][name], **own, **common)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], path: Path) -> Metadata:

@@ -6,6 +6,7 @@ What is trained is what is shipped: normalisation is inside, so a checkpoint and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -26,7 +27,7 @@ from mnvision.types import Detections, RegionOutputs, SSDOutputs
 REGIONS_AT_ONCE = 600
 
 
-class _PixelModel(nn.Module):
+class _PixelModel(nn.Module, ABC):
     """Backbone behind a normalisation of uint8 pixels, ``(pixel - mean) / std`` per channel."""
 
     mean: Tensor
@@ -60,6 +61,22 @@ class _PixelModel(nn.Module):
         """Feature maps of uint8 (or float 0-255) images ``(B, 3, H, W)``."""
         return self.backbone((images.to(self.mean.dtype) - self.mean) / self.std)
 
+    @abstractmethod
+    def answer(self, maps: Sequence[Tensor]) -> Any:
+        """The raw outputs for maps of :meth:`features`, which another model with the same backbone may have made."""
+
+    @abstractmethod
+    def finish(self, raw: Any) -> Any:
+        """What :meth:`predict` gives, of raw outputs."""
+
+    def forward(self, images: Tensor) -> Any:
+        """The raw outputs for uint8 images ``(B, 3, H, W)``; H and W are the model's resolution."""
+        return self.answer(self.features(images))
+
+    def predict(self, images: Tensor) -> Any:
+        """Decoded answers for uint8 images ``(B, 3, H, W)``."""
+        return self.finish(self(images))
+
 
 def _per_channel(values: Sequence[float]) -> Tensor:
     """``(1, 3, 1, 1)``, or ``(1, 1, 1, 1)`` where all are equal: one value is twice as fast in channels_last."""
@@ -78,13 +95,13 @@ class _VectorModel(_PixelModel):
         head = build(config["head"], in_channels=backbone.feature_channels)
         return cls(backbone, head, build(config["decoder"]), config["mean"], config["std"])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The head's raw outputs ``(B, K)`` of uint8 images ``(B, 3, H, W)``."""
-        return self.head(self.features(images))
+    def answer(self, maps: Sequence[Tensor]) -> Tensor:
+        """The head's raw outputs ``(B, K)`` for the backbone's maps."""
+        return self.head(list(maps))
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Decoded outputs ``(B, K)`` float32 of uint8 images ``(B, 3, H, W)``."""
-        return self.decoder(self(images))
+    def finish(self, raw: Tensor) -> Tensor:
+        """Decoded outputs ``(B, K)`` float32 of raw outputs."""
+        return self.decoder(raw)
 
 
 class Classifier(_VectorModel):
@@ -161,14 +178,13 @@ class Detector(_PixelModel):
         head = build(config["head"], in_channels=backbone.feature_channels, in_strides=backbone.feature_strides)
         return cls(backbone, head, build(config["decoder"]), config["mean"], config["std"])
 
-    def forward(self, images: Tensor) -> SSDOutputs:
-        """Raw outputs of uint8 images ``(B, 3, H, W)``; H and W are the model's resolution."""
-        return self.head(self.features(images))
+    def answer(self, maps: Sequence[Tensor]) -> SSDOutputs:
+        """Raw outputs for the backbone's maps of images at the model's resolution."""
+        return self.head(list(maps))
 
-    def predict(self, images: Tensor) -> Detections:
-        """Detections in pixels of the network's input, for uint8 images ``(B, 3, H, W)``."""
-        height, width = images.shape[-2:]
-        return self.decoder(self(images), self.head.default_boxes, (height, width))
+    def finish(self, raw: SSDOutputs) -> Detections:
+        """Detections in pixels of the network's input, of raw outputs."""
+        return self.decoder(raw, self.head.default_boxes, self.head.resolution)
 
 
 class FasterRCNN(_PixelModel):
@@ -198,9 +214,9 @@ class FasterRCNN(_PixelModel):
         head = build(config["head"], **maps, region_channels=backbone.tail_channels)
         return cls(backbone, head, build(config["decoder"]), config["mean"], config["std"])
 
-    def forward(self, images: Tensor) -> RegionOutputs:
-        """Raw outputs of uint8 images ``(B, 3, H, W)``; H and W are the model's resolution."""
-        (feature_map,) = self.features(images)
+    def answer(self, maps: Sequence[Tensor]) -> RegionOutputs:
+        """Raw outputs for the backbone's one map of images at the model's resolution."""
+        (feature_map,) = maps
         proposals = self.head.propose(feature_map)
         boxes = proposals["proposals"]
         image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
@@ -228,6 +244,6 @@ class FasterRCNN(_PixelModel):
         logits, offsets = zip(*parts)
         return torch.cat(logits), torch.cat(offsets)
 
-    def predict(self, images: Tensor) -> Detections:
-        """Detections in pixels of the network's input, for uint8 images ``(B, 3, H, W)``."""
-        return self.decoder(self(images), self.resolution)
+    def finish(self, raw: RegionOutputs) -> Detections:
+        """Detections in pixels of the network's input, of raw outputs."""
+        return self.decoder(raw, self.resolution)

@@ -128,7 +128,7 @@ class VisionTask(pl.LightningModule):
         if not self._gives_maps:
             return model(self.pixels(batch)), None
         maps = model.features(self.pixels(batch))
-        return model.head(maps), dict(zip(model.backbone.feature_strides, maps, strict=True))
+        return model.answer(maps), dict(zip(model.backbone.feature_strides, maps, strict=True))
 
     def learned(
         self, label_losses: Mapping[str, Tensor] | None, student: Any, batch: Any, maps: dict[int, Tensor] | None
