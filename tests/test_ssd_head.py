@@ -159,3 +159,19 @@ def test_refuses_to_train_on_a_single_image():
         head([m[:1] for m in maps])
     head.eval()
     assert len(head([m[:1] for m in maps])["cls_logits"]) == 1
+
+
+def test_bfloat16_gradients_of_weights_that_only_see_padding_are_zero():
+    torch.manual_seed(0)
+    head = SSDHead([64, 64], [16, 32], num_classes=3, resolution=64, alpha=0.5)
+    assert head.map_sizes[-2:] == [(1, 1), (1, 1)]
+    maps = [torch.randn(8, 64, 4, 4), torch.randn(8, 64, 2, 2)]
+    for _ in range(10):  # memory that is handed out again holds infinities
+        junk = [torch.full((1 << 16,), float("inf"), dtype=torch.bfloat16) for _ in range(8)]
+        del junk
+        head.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            head(maps)["cls_logits"].float().square().mean().backward()
+        gradient = head.extras[-1].expand.conv.weight.grad.flatten(2)
+        assert gradient[..., 4].abs().max() > 0
+        assert torch.equal(gradient[..., [0, 1, 2, 3, 5, 6, 7, 8]], torch.zeros(*gradient.shape[:2], 8))

@@ -127,9 +127,12 @@ class SSDHead(nn.Module):
         }
         channels = list(in_channels)
         self.extras = nn.ModuleList()
-        for depth in extra_channels:
+        for depth, size in zip(extra_channels, self.map_sizes[len(in_channels) - 1 :]):
             depth = max(int(depth * alpha), MIN_EXTRA_DEPTH)
-            self.extras.append(_extra_layer(channels[-1], depth, lite, layer_options))
+            # One cell leaves nothing to step over: stride 1 gives the same. With 2, torch's bfloat16 gradient of the
+            # weights that only see padding is memory never written (2.15 on the CPU), and training ends in NaN.
+            stride = 1 if size == (1, 1) else 2
+            self.extras.append(_extra_layer(channels[-1], depth, stride, lite, layer_options))
             channels.append(depth)
         kernel_size = 1 if lite else kernel_size
         self.predictors = nn.ModuleList(
@@ -212,15 +215,15 @@ def _check_arguments(
         raise UserError(f"class_prior must lie between 0 and 1, got {class_prior}")
 
 
-def _extra_layer(in_channels: int, depth: int, lite: bool, options: _LayerOptions) -> nn.Sequential:
+def _extra_layer(in_channels: int, depth: int, stride: int, lite: bool, options: _LayerOptions) -> nn.Sequential:
     middle = depth // 2
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["reduce"] = ConvBNAct(in_channels, middle, 1, **options)
     if lite:
-        layers["depthwise"] = ConvBNAct(middle, middle, 3, stride=2, groups=middle, **options)
+        layers["depthwise"] = ConvBNAct(middle, middle, 3, stride=stride, groups=middle, **options)
         layers["pointwise"] = ConvBNAct(middle, depth, 1, **options)
     else:
-        layers["expand"] = ConvBNAct(middle, depth, 3, stride=2, **options)
+        layers["expand"] = ConvBNAct(middle, depth, 3, stride=stride, **options)
     return nn.Sequential(layers)
 
 
