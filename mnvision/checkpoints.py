@@ -52,6 +52,8 @@ class Metadata:
         heads: Of a multi-task model, by head what this entry of a single-task checkpoint holds of it: ``kind``,
             ``class_names``, ``category_ids``, ``preprocess`` and ``calibration``; else empty. Its model config is
             ``model["heads"]`` of that name.
+        quantization: Of a run with ``quantize=qat``: the ranges of what goes into each layer, which its int8 file has
+            (``mnvision/quantization/ranges.py``); else empty. The weights are those of a float model all the same.
         run: The whole resolved config of the run, for people and for resuming.
         overrides: The run's command-line overrides, from which the tools compose the same config again.
         version: mnvision's version that wrote the file.
@@ -65,6 +67,7 @@ class Metadata:
     preprocess: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     heads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     version: str = __version__

@@ -16,7 +16,7 @@ def layer_table(cost: Cost) -> str:
     lines = [["layer", "type", "output", "mult-adds", "weights", "params"]]
     for layer in cost.layers:
         lines.append([layer.name, layer.type, shape_text(layer), *(f"{getattr(layer, name):,}" for name in COLUMNS)])
-    return _aligned([*lines, ["total", "", "", *(f"{getattr(cost, name):,}" for name in COLUMNS)]], text_columns=3)
+    return aligned([*lines, ["total", "", "", *(f"{getattr(cost, name):,}" for name in COLUMNS)]], text_columns=3)
 
 
 def total_table(cost: Cost, heading: str, totals: Sequence[TypeCost]) -> str:
@@ -25,7 +25,7 @@ def total_table(cost: Cost, heading: str, totals: Sequence[TypeCost]) -> str:
     for total in totals:
         lines.append([total.type, str(total.layers), *_shares(total, cost)])
     lines.append(["total", str(len(cost.layers)), *_shares(cost, cost)])
-    return _aligned(lines, text_columns=1)
+    return aligned(lines, text_columns=1)
 
 
 def shape_text(layer: LayerCost) -> str:
@@ -41,7 +41,7 @@ def _shares(part: TypeCost | Cost, whole: Cost) -> list[str]:
     return cells
 
 
-def _aligned(lines: list[list[str]], text_columns: int) -> str:
+def aligned(lines: list[list[str]], text_columns: int) -> str:
     """Columns of equal width, the first ones left, the numbers right; ruled under heading and above total."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     rows = []

@@ -6,6 +6,7 @@ ordinary model of ``mnvision.models``: it is trained, decoded, scored, predicted
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -22,6 +23,19 @@ NORMS: tuple[Norms, ...] = ("shared", "per_head")
 
 OWN_BACKBONE_KEYS = ("resolution", "out_strides", "tail")
 """What each head may choose for itself; all other settings of the backbone are the trunk's."""
+
+ONLY_IN_TRAINING = ("bn_momentum",)
+"""What changes no answer: heads that were trained apart may differ in it, and the trunk takes the first one's."""
+
+HEAD_NAMES = {
+    "detection": "ssd",
+    "faster_rcnn": "faster_rcnn",
+    "classification": "classifier",
+    "face_attributes": "attributes",
+    "face_embeddings": "embedding",
+    "geolocation": "geolocation",
+}
+"""Kind of a single-task model -> what its head is called among others where nobody says otherwise."""
 
 
 class MultiTaskModel(nn.Module):
@@ -87,7 +101,7 @@ class MultiTaskModel(nn.Module):
         """
         heads: Mapping[str, Mapping[str, Any]] = config["heads"]
         check_names(heads)
-        _check_trunk(heads)
+        check_trunk(heads)
         parts = {name: build_model(head) for name, head in heads.items()}
         return cls(_trunk(heads, parts), parts, config.get("norms", "shared"))
 
@@ -147,7 +161,8 @@ class MultiTaskModel(nn.Module):
             By head what its ``answer`` takes. The trunk runs once, or once per head where norms are not shared.
         """
         names = self.names if names is None else names
-        if self.own_norms:
+        # One head alone may need fewer blocks than all of them.
+        if self.own_norms or len(names) == 1:
             return {name: self.part(name).features(images) for name in names}
         found = self.features(images)
         return {name: [found[stride] for stride in self.part(name).backbone.feature_strides] for name in names}
@@ -190,11 +205,11 @@ def check_names(heads: Iterable[str]) -> None:
     Raises:
         UserError: None is given, or one is no plain word.
     """
-    names = list(heads)
+    taken, names = nn.ModuleDict(), list(heads)
     if not names:
         raise UserError("a multi-task model needs at least one head")
     for name in names:
-        if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(taken, name):
             raise UserError(f"heads: {name!r} cannot be a head's name: use letters, digits and _, such as ssd")
 
 
@@ -203,17 +218,20 @@ def single_weights(model: MultiTaskModel, name: str) -> dict[str, Tensor]:
     return dict(model.part(name).state_dict())
 
 
-def _check_trunk(heads: Mapping[str, Mapping[str, Any]]) -> None:
+def check_trunk(heads: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse heads whose backbones, or whose pixels, are not the same.
 
     Raises:
         UserError: Names the first differing key.
     """
     (first, reference), *others = heads.items()
+    # Checkpoints of earlier versions leave out what they did not know.
+    parameters = inspect.signature(MobileNetV1).parameters.items()
+    usual = {key: parameter.default for key, parameter in parameters if parameter.default is not parameter.empty}
     for name, config in others:
-        ours, theirs = dict(reference["backbone"]), dict(config["backbone"])
+        ours, theirs = usual | dict(reference["backbone"]), usual | dict(config["backbone"])
         for key in dict.fromkeys([*ours, *theirs]):
-            if key not in OWN_BACKBONE_KEYS and ours.get(key) != theirs.get(key):
+            if key not in (*OWN_BACKBONE_KEYS, *ONLY_IN_TRAINING) and ours.get(key) != theirs.get(key):
                 raise UserError(
                     f"heads {first} and {name} cannot share a trunk: backbone.{key} is {ours.get(key)} for {first} and "
                     f"{theirs.get(key)} for {name}"

@@ -6,7 +6,7 @@ largest count of the batch), K classes without background, D kept detections per
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -104,6 +104,44 @@ class IdentityBatch(TeacherFields):
     images: Tensor
     labels: Tensor
     indices: Tensor
+
+
+class JointPart(TypedDict):
+    """What one head learns from a group of pictures.
+
+    Attributes:
+        head: Its name.
+        rows: ``(b,)`` int64, b >= 1: the pictures of the group that it has labels for, in the order of ``batch``.
+        batch: A batch of the head's own kind (:class:`DetectionBatch` and so on) without ``images``.
+    """
+
+    head: str
+    rows: Tensor
+    batch: dict[str, Any]
+
+
+class JointGroup(TypedDict):
+    """Pictures of one size that pass through the trunk together.
+
+    Attributes:
+        images: ``(B, 3, H, W)`` uint8 RGB.
+        parts: What the heads learn from them. Every picture is a row of at least one part; where pictures carry labels
+            of several heads, rows of several.
+    """
+
+    images: Tensor
+    parts: list[JointPart]
+
+
+class JointBatch(TypedDict):
+    """What a step of several heads takes.
+
+    Attributes:
+        groups: At least one. A head may have no part in a step, or several: one for each of its batches that the step
+            takes.
+    """
+
+    groups: list[JointGroup]
 
 
 class SSDOutputs(TypedDict):

@@ -23,6 +23,7 @@ def draw_attribute_panel(
     attributes: Sequence[tuple[str, float, bool]],
     names: Sequence[str],
     everything: bool = False,
+    title: str = "",
 ) -> NDArray[np.uint8]:
     """A picture with a panel at its right: one line per attribute with its name, its probability and a bar.
 
@@ -36,6 +37,7 @@ def draw_attribute_panel(
         names: All that can occur.
         everything: Make room for all names, in as many columns as it takes; else one column, whose last line says
             how many did not fit.
+        title: A line above them; none where it is empty.
 
     Returns:
         ``(H', W', 3)`` uint8 RGB.
@@ -47,10 +49,12 @@ def draw_attribute_panel(
     image = _enlarged(image)
     height, width = max(image.shape[0], _SMALLEST), image.shape[1]
     font = caption_font(int(np.clip(height / 28, 13, 40)))
-    layout = _Layout(names, font, width, height, everything)
+    layout = _Layout(names, font, width, height, everything, title)
     canvas = Image.new("RGB", (width + layout.width, height), (255, 255, 255))
     canvas.paste(Image.fromarray(image), (0, 0))
     draw = ImageDraw.Draw(canvas)
+    if title:
+        draw.text((layout.left, layout.top - layout.line), title, font=font, fill=_DARK)
     left_out = max(len(attributes) - layout.places, 0)
     listed = attributes[: layout.places - 1] if left_out else attributes
     for place, (name, probability, decision) in enumerate(listed):
@@ -79,18 +83,20 @@ class _Layout:
         left: Where the panel begins.
         height: Of the panel.
         everything: Make room for all names.
+        title: What is written above; a line is left for it.
     """
 
     def __init__(
-        self, names: Sequence[str], font: ImageFont.FreeTypeFont, left: int, height: int, everything: bool
+        self, names: Sequence[str], font: ImageFont.FreeTypeFont, left: int, height: int, everything: bool, title: str
     ) -> None:
         self.font, self.letter = font, int(font.size)
-        self.line, self.gap, self.top = round(1.5 * self.letter), self.letter, self.letter // 2
-        rows = max((height - 2 * self.top) // self.line, 1)
+        self.line, self.gap, margin = round(1.5 * self.letter), self.letter, self.letter // 2
+        self.top = margin + (self.line if title else 0)
+        rows = max((height - self.top - margin) // self.line, 1)
         columns = max(math.ceil(len(names) / rows), 1) if everything else 1
         self.rows = math.ceil(len(names) / columns) if columns > 1 else rows
         self.places = columns * self.rows
-        longest = max((font.getlength(_one_line(name)) for name in names), default=0.0)
+        longest = max((font.getlength(_one_line(name)) for name in (*names, title)), default=0.0)
         self.room = min(math.ceil(longest), _LONGEST * self.letter)
         self.column = self.room + self.gap + math.ceil(font.getlength("0.00"))
         self.left, self.width = left + self.gap, columns * (self.column + self.gap) + self.gap

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,8 +16,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mnvision.checkpoints import KEY, Metadata
 from mnvision.errors import UserError
-from mnvision.optim import SCALE, FineTuning, parameter_groups, scale_rates
+from mnvision.optim import FineTuning, parameter_groups, scale_rates
 from tasks.distillation import Distillation
+from tasks.resuming import check_resumable, go_on, place_in_epoch
+
+if TYPE_CHECKING:
+    from tasks.sharded_centres import ShardedCentres
 
 
 class VisionTask(pl.LightningModule):
@@ -50,11 +55,54 @@ class VisionTask(pl.LightningModule):
         self._scheduler = scheduler
         self._compile = compile
         self.distillation = distillation
+        # Where it is one of several tasks on one trunk: the task that trains them all, and its name there. In a tuple,
+        # lest it become a part of its own part.
+        self._joint: tuple[VisionTask, str] | None = None
+        self._data: Any = None
+        self.centres: ShardedCentres | None = None
         self._scales: dict[int, float] = {}
         self._frozen: tuple[nn.Module, ...] = ()
         self._seed = 0
+        self._place: Mapping[str, Any] | None = None
         # In a tuple, lest Lightning take the averaged weights for a second set of parameters to train and save.
         self._evaluated: tuple[nn.Module] = (self.model,)
+
+    def join(self, owner: VisionTask, name: str, data: Any = None) -> None:
+        """Become one of several tasks on one trunk, which another task trains, evaluates and saves.
+
+        The model's weights are the owner's from now on; what else is trained, such as class centres, remains here. What
+        is logged goes to the owner under the head's name: ``val/AP`` becomes ``val/ssd/AP``.
+
+        Args:
+            owner: Holds the model with all heads.
+            name: Of this head.
+            data: Its data module; None where the task only evaluates.
+        """
+        self._joint, self._data = (owner, name), data
+        self.__dict__["model"] = self._modules.pop("model")
+
+    @property
+    def owner(self) -> VisionTask:
+        """The task whose parameters are trained and saved: itself, unless it is one of several."""
+        return self if self._joint is None else self._joint[0]
+
+    @property
+    def state_prefix(self) -> str:
+        """What the names of its own parameters begin with in the owner's state dict."""
+        return "" if self._joint is None else f"tasks.{self._joint[1]}."
+
+    @property
+    def data(self) -> Any:
+        """Its data module."""
+        return self.trainer.datamodule if self._data is None else self._data  # type: ignore[attr-defined]
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's; one of several tasks logs under its head's name."""
+        if self._joint is None:
+            super().log(name, value, *args, **kwargs)
+        else:
+            owner, head = self._joint
+            owner.log(joint_name(name, head), value, *args, **{**kwargs, "add_dataloader_idx": False})
 
     @property
     def evaluation_model(self) -> nn.Module:
@@ -88,6 +136,8 @@ class VisionTask(pl.LightningModule):
         for part in self._frozen:
             part.eval()
         self._seed = torch.initial_seed()
+        go_on(self.trainer.train_dataloader, self._place)
+        self._place = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout, and all else that a step draws, by its place in the run, so that resuming repeats it."""
@@ -105,8 +155,9 @@ class VisionTask(pl.LightningModule):
     @property
     def labelled(self) -> bool:
         """Whether the data of this fit have labels to score against."""
-        data = None if self._trainer is None else self._trainer.datamodule  # type: ignore[attr-defined]
-        return getattr(data, "labelled", True)
+        if self._data is None and self._trainer is None:
+            return True
+        return getattr(self.data, "labelled", True)
 
     @property
     def label_share(self) -> float:
@@ -114,8 +165,36 @@ class VisionTask(pl.LightningModule):
         return 1.0 if self.distillation is None else self.distillation.labels
 
     @property
-    def _gives_maps(self) -> bool:
+    def gives_maps(self) -> bool:
+        """Whether a teacher's feature maps are regressed."""
         return self.distillation is not None and self.distillation.feature_targets is not None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of one batch, and what a teacher adds."""
+        raw, maps = self.answers(batch)
+        return self.learn(raw, batch, maps)
+
+    def learn(self, raw: Any, batch: Any, maps: dict[int, Tensor] | None = None) -> Tensor:
+        """Log the losses of a training batch whose raw outputs are known.
+
+        Args:
+            raw: The model's raw outputs.
+            batch: As the loader gives it.
+            maps: The backbone's maps by stride, where a teacher's maps are regressed.
+
+        Returns:
+            The loss to learn from.
+        """
+        return self.learned(self.label_losses(raw, batch) if self.label_share > 0 else None, raw, batch, maps)
+
+    def label_losses(self, raw: Any, batch: Any) -> dict[str, Tensor]:
+        """``loss``, and parts of it to log, of raw outputs and the batch's labels."""
+        raise NotImplementedError
+
+    def trained_outputs(self, maps: Sequence[Tensor], batch: Any) -> Any:
+        """What :meth:`learn` takes, of the backbone's maps for the batch's images."""
+        model: Any = self.model
+        return model.answer(maps)
 
     def answers(self, batch: Any, model: Any = None) -> tuple[Any, dict[int, Tensor] | None]:
         """Raw outputs of a batch, and the backbone's maps by stride where a teacher's maps are regressed.
@@ -125,7 +204,7 @@ class VisionTask(pl.LightningModule):
             model: The trained model, or another one of its kind.
         """
         model = self.model if model is None else model
-        if not self._gives_maps:
+        if not self.gives_maps:
             return model(self.pixels(batch)), None
         maps = model.features(self.pixels(batch))
         return model.answer(maps), dict(zip(model.backbone.feature_strides, maps, strict=True))
@@ -171,7 +250,7 @@ class VisionTask(pl.LightningModule):
         """Compile in place, so that state-dict names stay as they are."""
         if self._compile:
             model: Any = self.model
-            for part in (model.backbone, model.head) if self._gives_maps else (model,):
+            for part in (model.backbone, model.head) if self.gives_maps else (model,):
                 part.compile()
 
     def configure_optimizers(self) -> Any:
@@ -199,31 +278,21 @@ class VisionTask(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume from a checkpoint of another task, another model, or another fine-tuning."""
-        stored = checkpoint.get(KEY)
-        if stored is None:
-            raise UserError("ckpt_path: not one of our checkpoints; weights alone go to backbone.pretrained=FILE")
-        if stored["kind"] != self.metadata.kind:
-            raise UserError(
-                f"ckpt_path: a checkpoint of a {stored['kind']} run cannot resume a {self.metadata.kind} run"
-            )
-        self.metadata.calibration = {**stored.get("calibration", {}), **self.metadata.calibration}
-        own = self.state_dict()
-        for key, value in checkpoint["state_dict"].items():
-            if key not in own or own[key].shape != value.shape:
-                have = tuple(own[key].shape) if key in own else "absent"
-                raise UserError(
-                    f"ckpt_path: the checkpoint was trained with another model: {key} is {tuple(value.shape)} there "
-                    f"and {have} here; repeat the overrides of its run, or use resume=RUN_DIR"
-                )
-        for key in own.keys() - checkpoint["state_dict"].keys():
-            raise UserError(
-                f"ckpt_path: the checkpoint was trained without {key}; repeat the overrides of its run, or use "
-                "resume=RUN_DIR"
-            )
-        groups = [(len(group["params"]), group.get(SCALE)) for group in self.parameter_groups()]
-        for optimizer in checkpoint.get("optimizer_states", []):
-            if [(len(group["params"]), group.get(SCALE)) for group in optimizer["param_groups"]] != groups:
-                raise UserError(
-                    "ckpt_path: the checkpoint was trained with another fine_tuning.freeze or layer_decay; repeat "
-                    "them, or start a new run from its weights with init_from=FILE"
-                )
+        check_resumable(self, checkpoint)
+        self._place = place_in_epoch(checkpoint)
+        stored = Metadata.from_dict(checkpoint[KEY], Path(self.trainer.ckpt_path or "checkpoint"))
+        self.take_up(stored)
+
+    def take_up(self, stored: Metadata) -> None:
+        """Go on with what a run being resumed has found out: its calibration.
+
+        Raises:
+            UserError: It learned other classes; of those tasks whose classes may change at the same number of them.
+        """
+        self.metadata.calibration = {**stored.calibration, **self.metadata.calibration}
+
+
+def joint_name(name: str, head: str) -> str:
+    """What is logged of one of several heads: ``val/AP`` of ssd is ``val/ssd/AP``."""
+    stage, _, metric = name.partition("/")
+    return f"{stage}/{head}/{metric}"

@@ -82,7 +82,7 @@ class BoxScoringTask(VisionTask):
         if not self.labelled:
             return
         if not self.ground_truth:
-            self.prepare_evaluation(self.trainer.datamodule, "val")  # type: ignore[attr-defined]
+            self.prepare_evaluation(self.data, "val")
         self.evaluator = CocoEvaluator(self.ground_truth, backend=self.backend)
 
     def collect(self, detections: Detections, batch: DetectionBatch) -> None:

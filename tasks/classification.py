@@ -75,11 +75,9 @@ class ClassificationTask(VisionTask):
         self.label_map = torch.tensor([position[name] for name in data.class_names], device=self.device)
         self._notes, self._dataset = data.notes(split), data.eval_dataset(split, None)
 
-    def training_step(self, batch: ClassificationBatch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch, and what a teacher adds."""
-        logits, maps = self.answers(batch)
-        losses = {"loss": self.loss(logits.float(), batch["labels"])} if self.label_share > 0 else None
-        return self.learned(losses, logits, batch, maps)
+    def label_losses(self, raw: Tensor, batch: ClassificationBatch) -> dict[str, Tensor]:
+        """Cross-entropy of logits."""
+        return {"loss": self.loss(raw.float(), batch["labels"])}
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous epoch's predictions."""

@@ -44,13 +44,10 @@ def compose_model(
         UserError: A class count that contradicts the data, or weights that do not fit.
     """
     source = _source(config["backbone"].get("pretrained"), init_from, init_head)
-    weights = read_weights(source) if source else None
-    if weights is not None and config["backbone"].get("fit_width") and weights.alpha != config["backbone"]["alpha"]:
-        log.info("%s: width multiplier %g fitted to %g", source, weights.alpha, config["backbone"]["alpha"])
-        weights = fit_width(weights, config["backbone"]["alpha"])
+    weights = fitted_weights(source, config["backbone"]) if source else None
     settled = settle(config, weights, len(class_names))
     if weights is not None:
-        settled |= _pixels(settled, weights)
+        settled |= pixels_for(settled, weights)
     model = build_model(settled)
     if weights is not None:
         report = load_into(model.backbone, weights, None if init_from else model.head, class_names=class_names)
@@ -61,6 +58,15 @@ def compose_model(
     if init_from:
         start_head(model, class_names, init_from, init_head)
     return model, settled
+
+
+def fitted_weights(source: str, backbone: Mapping[str, Any]) -> PretrainedWeights:
+    """The weights of a source, fitted to the backbone's width where its config asks for that."""
+    weights = read_weights(source)
+    if backbone.get("fit_width") and weights.alpha != backbone["alpha"]:
+        log.info("%s: width multiplier %g fitted to %g", source, weights.alpha, backbone["alpha"])
+        weights = fit_width(weights, backbone["alpha"])
+    return weights
 
 
 def compose_published_classifier(config: Mapping[str, Any]) -> tuple[Any, Metadata]:
@@ -142,7 +148,7 @@ def _source(pretrained: str | None, init_from: str | None, init_head: bool) -> s
     return init_from or pretrained
 
 
-def _pixels(config: Mapping[str, Any], weights: PretrainedWeights) -> dict[str, list[float]]:
+def pixels_for(config: Mapping[str, Any], weights: PretrainedWeights) -> dict[str, list[float]]:
     """Mean and standard deviation that the weights expect: TFLite's 128 and our 127.5 both mean -1 to 1.
 
     Raises:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mnvision.checkpoints import Metadata
 from mnvision.losses.multibox import MultiBoxLoss
 from mnvision.models import Detector
-from mnvision.types import DetectionBatch
+from mnvision.types import DetectionBatch, SSDOutputs
 from tasks.box_scoring import BoxScoringTask
 from tasks.distillation import Distillation
 
@@ -49,13 +49,9 @@ class DetectionTask(BoxScoringTask):
         super().__init__(model, metadata, optimizer, scheduler, evaluator, channels_last, compile, distillation)
         self.loss = loss
 
-    def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
-        """The joint loss of one batch, and what a teacher adds."""
-        outputs, maps = self.answers(batch)
-        losses = None
-        if self.label_share > 0:
-            losses = self.loss(outputs, batch["targets"], self.model.head.default_boxes)
-        return self.learned(losses, outputs, batch, maps)
+    def label_losses(self, raw: SSDOutputs, batch: DetectionBatch) -> dict[str, Tensor]:
+        """The joint loss of classes and boxes, and its parts."""
+        return self.loss(raw, batch["targets"], self.model.head.default_boxes)
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
         """Collect detections in original pixels; without labels compare with the teacher."""

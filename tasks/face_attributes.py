@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mnvision.checkpoints import KEY, Metadata
+from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
 from mnvision.losses.attributes import AttributeLoss, masked_cross_entropy
 from mnvision.metrics.attribute_scores import AttributeMetrics
@@ -105,7 +105,7 @@ class FaceAttributesTask(VisionTask):
         super().on_fit_start()
         if not self.labelled:
             return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         for split in ("train", "val") if self.label_share > 0 else ("val",):
             if not (data.source(split).labels >= 0).any():
                 raise UserError(f"{data.source(split).report.source}: not one label is known; check the file")
@@ -115,18 +115,16 @@ class FaceAttributesTask(VisionTask):
         share = np.where(known > 0, yes / np.maximum(known, 1), -1.0)
         self.metadata.calibration["train_positive_share"] = [round(float(value), 6) for value in share]
 
-    def training_step(self, batch: AttributeBatch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch, and what a teacher adds."""
-        logits, maps = self.answers(batch)
-        losses = {"loss": self.loss(logits, batch["labels"])} if self.label_share > 0 else None
-        return self.learned(losses, logits, batch, maps)
+    def label_losses(self, raw: Tensor, batch: AttributeBatch) -> dict[str, Tensor]:
+        """Cross-entropy of logits."""
+        return {"loss": self.loss(raw, batch["labels"])}
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous epoch's predictions."""
         if not self.labelled:
             return
         if self._columns is None:
-            self.prepare_evaluation(self.trainer.datamodule, "val")  # type: ignore[attr-defined]
+            self.prepare_evaluation(self.data, "val")
         assert self._columns is not None
         self.evaluator = AttributeEvaluator([self.metadata.class_names[i] for i in self._columns[0]])
 
@@ -162,14 +160,13 @@ class FaceAttributesTask(VisionTask):
             dead = self.scores.dead
             log.warning("%d dead attributes, answered alike for all pictures: %s", len(dead), ", ".join(dead))
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume a run with other attributes; other raised errors are those of the base class.
+    def take_up(self, stored: Metadata) -> None:
+        """Refuse to go on with other attributes.
 
         Raises:
-            UserError: Its attributes are others, or in another order.
+            UserError: They are others, or in another order.
         """
-        super().on_load_checkpoint(checkpoint)
-        stored = Metadata.from_dict(checkpoint[KEY], Path(self.trainer.ckpt_path or "checkpoint"))
+        super().take_up(stored)
         if stored.class_names != self.metadata.class_names:
             raise UserError(
                 f"ckpt_path: trained on the attributes {_some(stored.class_names)}, but the data have "

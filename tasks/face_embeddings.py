@@ -23,7 +23,7 @@ from mnvision.models import Embedder
 from mnvision.types import IdentityBatch
 from tasks.base import VisionTask
 from tasks.distillation import Distillation
-from tasks.sharded_centres import ShardedCentres
+from tasks.sharded_centres import ShardedCentres, clip_norm
 
 log = logging.getLogger("mnvision")
 
@@ -82,7 +82,6 @@ class FaceEmbeddingsTask(VisionTask):
         unused = self.label_share == 0
         self.loss = loss if isinstance(loss, nn.Module) and not unused else None
         self._make_loss = None if unused or isinstance(loss, nn.Module) else loss
-        self._centres: ShardedCentres | None = None
         self.mirror = mirror
         self.spread_every = spread_every
         self.evaluator: VerificationEvaluator | None = None
@@ -107,20 +106,18 @@ class FaceEmbeddingsTask(VisionTask):
                 "distill.labels=0, or data with identities"
             )
         if self._make_loss is not None and self.loss is None:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.loss = self._make_loss(num_identities=data.num_identities, dim=self.model.head.dim)
+            self.loss = self._make_loss(num_identities=self.data.num_identities, dim=self.model.head.dim)
         if isinstance(self.loss, MarginSoftmax):
-            self._centres = ShardedCentres(self, self.loss)
-            self._centres.spread()
+            self.centres = ShardedCentres(self.owner, self.loss, f"{self.state_prefix}loss.centres")
+            self.centres.spread()
 
     def prepare_evaluation(self, data: Any, split: str) -> None:
         """Take the pairs to verify from ``split`` of a data module."""
         self._pairs = data.pairs(split)
         self._verified = (data, split)
 
-    def training_step(self, batch: IdentityBatch, batch_idx: int) -> Tensor:
-        """The identities' loss of one batch, the teacher's, or both."""
-        raw, maps = self.answers(batch)
+    def learn(self, raw: Tensor, batch: IdentityBatch, maps: dict[int, Tensor] | None = None) -> Tensor:
+        """The identities' loss of raw embeddings, the teacher's, or both."""
         embeddings = self.model.decoder(raw)
         losses = self.loss(raw, batch["labels"]) if self.loss is not None else None
         if losses is not None and not self._compared:
@@ -136,18 +133,18 @@ class FaceEmbeddingsTask(VisionTask):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Lightning's own, but for a norm that runs over centres in several processes."""
-        centres = self._centres
+        centres = self.centres
         if centres is None or not centres.is_spread or not gradient_clip_val or gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
-            centres.clip_norm([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
+            clip_norm([centres], [p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous epoch's embeddings."""
         if not self.labelled:
             return
         if self._pairs is None:
-            self.prepare_evaluation(self.trainer.datamodule, "val")  # type: ignore[attr-defined]
+            self.prepare_evaluation(self.data, "val")
         assert self._pairs is not None
         self.evaluator = VerificationEvaluator(*self._pairs)
         self._seen = []
@@ -185,13 +182,13 @@ class FaceEmbeddingsTask(VisionTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that makes the file usable alone; class centres are saved whole."""
         super().on_save_checkpoint(checkpoint)
-        if self._centres is not None:
-            self._centres.make_whole(checkpoint)
+        if self.centres is not None:
+            self.centres.make_whole(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume from another task, model or number of identities; take this process's centres."""
-        if self._centres is not None:
-            self._centres.take_own(checkpoint)
+        if self.centres is not None:
+            self.centres.take_own(checkpoint)
         super().on_load_checkpoint(checkpoint)
 
     def write_report(self, folder: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -51,16 +51,21 @@ class FasterRCNNTask(BoxScoringTask):
         self.seed = seed
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
-        """The joint loss of one batch; the classifier runs only on the regions that it learns from."""
-        model, targets = self.model, batch["targets"]
-        (feature_map,) = model.features(self.pixels(batch))
-        proposals = model.head.propose(feature_map)
+        """The joint loss of one batch."""
+        return self.learn(self.trained_outputs(self.model.features(self.pixels(batch)), batch), batch)
+
+    def trained_outputs(self, maps: Sequence[Tensor], batch: DetectionBatch) -> dict[str, Any]:
+        """What :meth:`label_losses` takes; the classifier runs only on the regions that it learns from."""
+        (feature_map,) = maps
+        proposals = self.model.head.propose(feature_map)
         streams = random_streams(self.seed, self.current_epoch, batch["image_ids"])
-        regions = self.loss.choose(proposals, targets, streams, with_truth=True)
-        logits, offsets = model.classify(feature_map, regions.image, regions.boxes)
-        losses = self.loss(proposals, regions, logits, offsets, targets, model.head.anchors, streams)
-        self.log_losses("train", losses, len(batch["images"]))
-        return losses["loss"]
+        regions = self.loss.choose(proposals, batch["targets"], streams, with_truth=True)
+        logits, offsets = self.model.classify(feature_map, regions.image, regions.boxes)
+        return {"arguments": (proposals, regions, logits, offsets), "streams": streams}
+
+    def label_losses(self, raw: dict[str, Any], batch: DetectionBatch) -> dict[str, Tensor]:
+        """The joint loss of proposals and classes, and its parts."""
+        return self.loss(*raw["arguments"], batch["targets"], self.model.head.anchors, raw["streams"])
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
         """Collect detections in original pixels; the loss is that of a choice of the proposals, always the same."""

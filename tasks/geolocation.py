@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mnvision.checkpoints import KEY, Metadata
+from mnvision.checkpoints import Metadata
 from mnvision.data.index import first_few
 from mnvision.errors import UserError
 from mnvision.geo.partition import Partition
@@ -87,7 +87,7 @@ class GeolocationTask(VisionTask):
             UserError: The data have no coordinates, and the teacher does not say where its cells lie.
         """
         super().on_fit_start()
-        partition = self.trainer.datamodule.partition if self.labelled else self._taught_cells()  # type: ignore[attr-defined]
+        partition = self.data.partition if self.labelled else self._taught_cells()
         self.metadata.calibration[PARTITION] = partition.to_dict()
         self._adopt(partition)
 
@@ -107,16 +107,10 @@ class GeolocationTask(VisionTask):
         if isinstance(self.loss, DistanceSmoothedCrossEntropy):
             self.loss.fit_to(partition.positions)
 
-    def training_step(self, batch: GeolocationBatch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch, and what a teacher adds."""
-        logits, maps = self.answers(batch)
-        losses = {"loss": self._label_loss(logits.float(), batch)} if self.label_share > 0 else None
-        return self.learned(losses, logits, batch, maps)
-
-    def _label_loss(self, logits: Tensor, batch: GeolocationBatch) -> Tensor:
-        if isinstance(self.loss, DistanceSmoothedCrossEntropy):
-            return self.loss(logits, batch["labels"], batch["coordinates"])
-        return self.loss(logits, batch["labels"])
+    def label_losses(self, raw: Tensor, batch: GeolocationBatch) -> dict[str, Tensor]:
+        """Cross-entropy of logits."""
+        places = (batch["coordinates"],) if isinstance(self.loss, DistanceSmoothedCrossEntropy) else ()
+        return {"loss": self.loss(raw.float(), batch["labels"], *places)}
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous epoch's predictions."""
@@ -146,14 +140,13 @@ class GeolocationTask(VisionTask):
         self.scores = self.evaluator.compute()
         self.log_dict({f"val/{name}": value for name, value in self.scores.scalars().items()})
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume a run with other cells; other raised errors are those of the base class.
+    def take_up(self, stored: Metadata) -> None:
+        """Refuse to go on with other cells.
 
         Raises:
-            UserError: Its cells are others.
+            UserError: They are others.
         """
-        super().on_load_checkpoint(checkpoint)
-        stored = Metadata.from_dict(checkpoint[KEY], Path(self.trainer.ckpt_path or "checkpoint"))
+        super().take_up(stored)
         if stored.class_names != self.metadata.class_names:
             raise UserError(
                 f"ckpt_path: trained on the {len(stored.class_names)} cells {first_few(stored.class_names)}, but the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,23 @@ from mnvision.errors import UserError
 from mnvision.losses.margins import MarginSoftmax
 from mnvision.losses.sharding import whole_on_first
 from tasks.base import VisionTask
+
+
+def clip_norm(spread: Sequence[ShardedCentres], parameters: Iterable[nn.Parameter], limit: float) -> None:
+    """As ``clip_grad_norm_``, with the norm over the centres of all processes: every process scales alike.
+
+    Args:
+        spread: Centres of which this process holds a part; at least one.
+        parameters: All that are trained, these centres among them.
+        limit: Of the norm.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    own = [one.loss.centres.grad for one in spread if one.loss.centres.grad is not None]
+    shared = [gradient.norm().square() for gradient in gradients if all(gradient is not one for one in own)]
+    centres = torch.stack([torch.zeros_like(shared[0]), *(gradient.norm().square() for gradient in own)]).sum()
+    distributed.all_reduce(centres)
+    norm = torch.stack([*shared, centres]).sum().sqrt()
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 class ShardedCentres:
@@ -41,16 +58,6 @@ class ShardedCentres:
     def is_spread(self) -> bool:
         """Whether this process holds only a part."""
         return self.loss.shard is not None
-
-    def clip_norm(self, parameters: Iterable[nn.Parameter], limit: float) -> None:
-        """As ``clip_grad_norm_``, with the norm over the centres of all processes: every process scales alike."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        own = self.loss.centres.grad
-        shared = [gradient.norm().square() for gradient in gradients if gradient is not own]
-        centres = torch.zeros_like(shared[0]) if own is None else own.norm().square()
-        distributed.all_reduce(centres)
-        norm = torch.stack([*shared, centres]).sum().sqrt()
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
     def make_whole(self, checkpoint: dict[str, Any]) -> None:
         """Replace this process's centres and their optimizer state by all of them, in the first process."""

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from mnvision.backbones.pretrained.classes import match_classes
 from mnvision.backbones.pretrained.weights import grouped
-from mnvision.checkpoints import read_checkpoint, read_metadata, shipped_weights
 from mnvision.data.index import first_few
 from mnvision.errors import UserError
 from mnvision.heads.ssd import SSDHead
 from mnvision.heads.ssd_start import is_ssd, start_ssd_head
+from mnvision.merging import HeadPart, read_heads
 
 log = logging.getLogger("mnvision")
 
 
 def start_head(model: Any, class_names: Sequence[str], path: str, classes: bool) -> None:
-    """Start a head from a checkpoint's.
+    """Start a head from a checkpoint's, of several heads from the one of the model's kind.
 
     Of an SSD, its extra layers and box predictors start from those of another SSD wherever they fit.
 
@@ -37,14 +37,11 @@ def start_head(model: Any, class_names: Sequence[str], path: str, classes: bool)
     """
     if not classes and not isinstance(model.head, SSDHead):
         return
-    content = read_checkpoint(path)
-    metadata = read_metadata(path, content)
-    prefix = "head."
-    stored = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in shipped_weights(content).items()
-        if name.startswith(prefix)
-    }
+    part = _part_of_kind(model.kind, path, classes)
+    if part is None:
+        return
+    prefix, metadata = "head.", part.metadata
+    stored = {name.removeprefix(prefix): tensor for name, tensor in part.weights.items() if name.startswith(prefix)}
     if isinstance(model.head, SSDHead) and is_ssd(stored):
         _start_ssd(model.head, class_names, path, stored, metadata.class_names, classes)
     elif classes:
@@ -55,6 +52,29 @@ def start_head(model: Any, class_names: Sequence[str], path: str, classes: bool)
                 "head could take; leave init_head out"
             )
         _start_rows(own, stored, _row_of(class_names, metadata.class_names, path), path)
+
+
+def _part_of_kind(kind: str, path: str, classes: bool) -> HeadPart | None:
+    """The checkpoint, or of one of several heads the head of this kind; None where it has none to start from.
+
+    Raises:
+        UserError: ``classes``, and no head is of this kind, or several are.
+    """
+    parts = read_heads(path)
+    if not parts[0].of_several:
+        return parts[0]
+    fitting = [part for part in parts if part.metadata.kind == kind]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(part.name for part in fitting)
+    if classes:
+        has = (
+            f"has several {kind} heads ({names}): cut one out with tools/merge.py" if fitting else f"has no {kind} head"
+        )
+        raise UserError(f"init_head=true: {path} {has}; leave init_head out to start from the backbone alone")
+    if fitting:
+        log.info("head: begins anew, for %s has several %s heads: %s", path, kind, names)
+    return None
 
 
 def _row_of(class_names: Sequence[str], offered: Sequence[str], path: str) -> dict[int, int]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mnvision.build import build_model
 from mnvision.checkpoints import KEY, Metadata
+from mnvision.errors import UserError
 from tests.builders_models import CLASS_NAMES, picture
 
 SIDE = 64
@@ -130,3 +131,26 @@ def save(path: Path, kind: str, classes: int | None = None, **metadata: Any) -> 
 def pictures(count: int, side: int) -> NDArray[np.uint8]:
     """``(N, 3, side, side)`` uint8."""
     return np.stack([picture(seed, side, side) for seed in range(count)]).transpose(0, 3, 1, 2).copy()
+
+
+def litert_form() -> Any:
+    """LiteRT, where its runtime and an environment with its converter are there; a visible skip elsewhere."""
+    import pytest
+
+    from mnvision.export.litert import LiteRT
+
+    try:
+        LiteRT().require()
+    except UserError as error:
+        pytest.skip(str(error))
+    return LiteRT()
+
+
+def executorch_form() -> Any:
+    """ExecuTorch, where it is installed; a visible skip elsewhere."""
+    import pytest
+
+    pytest.importorskip("executorch", reason="mnvision[executorch] is not installed")
+    from mnvision.export.executorch import ExecuTorch
+
+    return ExecuTorch()

@@ -48,14 +48,6 @@ def check_runtime(cfg: DictConfig) -> None:
         return
     if cfg.runtime == "torch" and cfg.precision != "fp32":
         raise UserError(f"runtime=torch is timed in fp32: leave precision={cfg.precision} out, or give runtime=onnx")
-    if cfg.runtime == "onnx":
-        from mnvision.export.base import PRECISIONS
-
-        if cfg.precision not in PRECISIONS:
-            raise UserError(
-                f"precision={cfg.precision}: grids are exported as {' or '.join(PRECISIONS)}, int8 needs pictures to "
-                "calibrate on; export one model with tools/export.py and time it with tools/benchmark.py"
-            )
 
 
 def own_scores(cfg: DictConfig) -> tuple[dict[tuple[float, int], list[float]], list[str]]:

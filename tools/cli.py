@@ -114,6 +114,7 @@ def prepare_process() -> None:
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*Trying to infer the `batch_size`.*")
+    warnings.filterwarnings("ignore", ".*You have overridden `on_before_batch_transfer`.*")  # as is meant
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
     warnings.filterwarnings("ignore", "\\s*Running Hydra app with --multirun")  # as asked for
 

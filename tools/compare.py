@@ -1,4 +1,4 @@
-"""Compare checkpoints: ``python tools/compare.py checkpoints=[teacher.ckpt,student.ckpt] split=test``."""
+"""Compare models: ``python tools/compare.py checkpoints=[teacher.ckpt,student.ckpt,student.onnx] split=test``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Entry:
 
 
 def measure_entry(cfg: DictConfig, checkpoint: str, name: str) -> tuple[Entry, str]:
-    """Score one checkpoint as ``tools/evaluate.py`` does, and count its cost.
+    """Score one checkpoint or exported file as ``tools/evaluate.py`` does, and count its cost.
 
     Returns:
         The entry, and the metric's name.
@@ -65,7 +65,9 @@ def measure_entry(cfg: DictConfig, checkpoint: str, name: str) -> tuple[Entry, s
     Raises:
         UserError: The checkpoint is unreadable, or its task has no such metric.
     """
+    from mnvision.build import build_model
     from mnvision.cost import measure
+    from mnvision.export.runtime import is_exported
     from tools.run import evaluate, evaluated_model
 
     folder = quoted(Path(cfg.output) / name)
@@ -79,28 +81,43 @@ def measure_entry(cfg: DictConfig, checkpoint: str, name: str) -> tuple[Entry, s
     if metric not in scores:
         known = ", ".join(sorted(key.removeprefix("val/") for key in scores))
         raise UserError(f"{checkpoint} was not scored by {metric.removeprefix('val/')}: give metric=, one of {known}")
-    cost = measure(model, model.backbone.resolution)
-    alpha, resolution = model.backbone.alpha, model.backbone.resolution
-    return Entry(name, alpha, resolution, scores[metric], cost.mult_adds, cost.params), metric
+    resolution = model.backbone.resolution
+    if is_exported(checkpoint):
+        model = build_model(metadata.model)  # a file is no torch model; what it computes is counted on its like
+    cost = measure(model, resolution)
+    return Entry(name, model.backbone.alpha, resolution, scores[metric], cost.mult_adds, cost.params), metric
 
 
 def short_names(checkpoints: list[str]) -> list[str]:
     """What tells the checkpoints apart: the run folder of ``RUN/checkpoints/best.ckpt``, else the file's name.
 
+    Exported files keep their suffix.
+
     Raises:
         UserError: A checkpoint is named twice.
     """
     paths = [Path(path) for path in checkpoints]
-    names = [path.parents[1].name if path.parent.name == "checkpoints" else path.stem for path in paths]
+    names = [_short_name(path) for path in paths]
     for name in {name for name in names if names.count(name) > 1}:
         same = [i for i, other in enumerate(names) if other == name]
         for i in same:
             names[i] = "_".join(
-                part for part in paths[i].with_suffix("").parts if part not in ("/", "..", "checkpoints")
+                part for part in (*paths[i].parts[:-1], _file_name(paths[i])) if part not in ("/", "..", "checkpoints")
             )
     if len(set(names)) < len(names):
         raise UserError(f"checkpoints={checkpoints}: one of them is named twice")
     return names
+
+
+def _short_name(path: Path) -> str:
+    name = _file_name(path)
+    if path.parent.name != "checkpoints":
+        return name
+    return path.parents[1].name if path.suffix == ".ckpt" else f"{path.parents[1].name}_{name}"
+
+
+def _file_name(path: Path) -> str:
+    return path.stem if path.suffix == ".ckpt" else path.name
 
 
 def require_one_kind(checkpoints: list[str]) -> None:
@@ -109,9 +126,9 @@ def require_one_kind(checkpoints: list[str]) -> None:
     Raises:
         UserError: A checkpoint is unreadable, or they are of different tasks.
     """
-    from mnvision.checkpoints import read_metadata
+    from mnvision.export.runtime import open_metadata
 
-    kinds = {path: read_metadata(path).kind for path in checkpoints}
+    kinds = {path: open_metadata(path).kind for path in checkpoints}
     kinds = {path: SCORED_AS.get(kind, kind) for path, kind in kinds.items()}
     other = next((path for path in checkpoints if kinds[path] != kinds[checkpoints[0]]), None)
     if other is not None:

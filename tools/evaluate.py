@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from tools.cli import command, merge_overrides, quoted, take
+from tools.cli import command, quoted, take
+from tools.heads import fold, renewed
 
 # What belongs to the training of the checkpoint's run and not to measuring it.
 TRAINING = [
     *("hydra", "trainer", "callbacks", "logger", "debug", "ckpt_path", "resume", "backbone.pretrained"),
-    *("teacher", "distill", "init_from", "init_head", "fine_tuning"),
+    *("teacher", "distill", "init_from", "init_head", "fine_tuning", "quantize", "trunk"),
     "paths.output_dir",  # the report would replace the run's own files
 ]
 
@@ -18,11 +19,11 @@ def expand_checkpoint(words: list[str]) -> list[str]:
     """Put the overrides of the checkpoint's own run before those given now."""
     path, rest = take(words, "checkpoint")
     if path is None or path in ("", "null"):
-        return words
+        return fold(words)
     from mnvision.export.runtime import open_metadata
 
-    stored = merge_overrides(open_metadata(path).overrides, rest, TRAINING)
-    return [*stored, f"checkpoint={quoted(path)}", *rest]
+    stored = renewed(open_metadata(path).overrides, rest, TRAINING)
+    return fold([*stored, f"checkpoint={quoted(path)}", *rest])
 
 
 @command("evaluate", expand_checkpoint)

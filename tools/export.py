@@ -1,20 +1,32 @@
-"""Export: ``python tools/export.py checkpoint=best.ckpt format=onnx [precision=fp16] [output=FILE]``."""
+"""Export: ``python tools/export.py checkpoint=best.ckpt format=onnx [precision=int8 data.root=...] [output=FILE]``."""
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from mnvision.errors import UserError
-from tools.cli import command
+from tools.cli import check_overrides, command, compose_config, quoted
+from tools.evaluate import expand_checkpoint
+from tools.heads import compose_head, words_by_head
 from tools.predict import literal_paths
 
 if TYPE_CHECKING:
     from mnvision.export.base import Format, Wish
-    from mnvision.export.calibration import Calibration
+    from mnvision.export.calibration import Calibration, Samples
+    from mnvision.prediction.predictor import Predictor
 
 PATHS = ("checkpoint", "output", "pictures", "converter")
+
+
+def gather_data(words: list[str]) -> list[str]:
+    """Put what says which data, such as ``data.root=PATH``, into ``overrides=``, and quote single paths."""
+    given = [word for word in words if re.match(r"[+~]*data(\.|=)", word)]
+    rest = literal_paths([word for word in words if word not in given], PATHS)
+    return [*rest, f"overrides=[{','.join(map(quoted, given))}]"] if given else rest
 
 
 def build_format(cfg: DictConfig) -> Format:
@@ -70,19 +82,58 @@ def calibration_of(cfg: DictConfig) -> Calibration:
     """
     from mnvision.export.calibration import Calibration
 
-    return Calibration(cfg.calibration.limit, cfg.calibration.held_out, cfg.report, cfg.max_drop)
+    return Calibration(cfg.calibration.limit, cfg.calibration.held_out, cfg.report, cfg.max_drop, cfg.latency)
 
 
-@command("export", lambda words: literal_paths(words, PATHS))
+def samples_of_data(cfg: DictConfig, predictor: Predictor[Any], calibration: Calibration, head: str = "") -> Samples:
+    """Pictures of the data set of the checkpoint's own run, or of another one that ``cfg`` names.
+
+    Args:
+        cfg: The command's config.
+        predictor: Of the checkpoint, or of one head of it.
+        calibration: How many.
+        head: The head's name, where there are several.
+
+    Raises:
+        UserError: It is not there.
+    """
+    from mnvision.export.calibration_data import data_samples
+    from tools.run import build_data
+
+    try:
+        if not predictor.metadata.overrides:
+            raise UserError("it does not say what it was trained on")
+        words = [f"checkpoint={quoted(cfg.checkpoint)}", *cfg.overrides, "paths.output_dir=."]
+        expanded = expand_checkpoint(words)
+        check_overrides("evaluate", expanded)
+        composed = compose_config("evaluate", expanded)
+        if head:
+            composed = compose_head(head, words_by_head(composed)[head], composed)
+        composed.backbone.resolution = predictor.resolution[0]
+        return data_samples(build_data(composed, "fit"), predictor, calibration)
+    except UserError as error:
+        whose = "the data named here" if cfg.overrides else "those of the checkpoint's own run"
+        raise UserError(
+            f"precision=int8 is calibrated on real pictures, and {whose} cannot be used ({error}); give "
+            "pictures=FOLDER, data.root=PATH or data=NAME"
+        ) from error
+
+
+@command("export", gather_data)
 def main(cfg: DictConfig) -> None:
     """Command line."""
+    from mnvision.export.base import INT8
     from mnvision.export.exporter import export
 
     if not cfg.checkpoint:
         raise UserError("no checkpoint given; tools/export.py needs checkpoint=FILE format=NAME")
     form = build_format(cfg)
     wish, calibration = wish_of(cfg, form), calibration_of(cfg)
-    done = export(cfg.checkpoint, form, wish, cfg.output, cfg.pictures, cfg.score_threshold, calibration)
+    if cfg.overrides and (cfg.pictures or wish.precision != INT8):
+        raise UserError(f"{cfg.overrides[0]}: data are for precision=int8 without pictures=; leave one of them out")
+    source = None if cfg.pictures else partial(samples_of_data, cfg)
+    heads = None if cfg.heads is None else [str(name) for name in cfg.heads]
+    done = export(cfg.checkpoint, form, wish, cfg.output, cfg.pictures, cfg.score_threshold, calibration, source, heads)
     for line in done.lines:
         print(line)
     print(f"exported: {done.path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ from tools.cli import check_overrides, command, compose_config, quoted
 from tools.evaluate import expand_checkpoint
 
 if TYPE_CHECKING:
+    from mnvision.latency.subjects import Candidate
     from mnvision.prediction.predictor import Predictor
     from mnvision.proof.bench import Bench
     from mnvision.proof.report import Proof
+    from mnvision.proof.verdict import FileProof
 
 OWN = (
     *("checkpoint", "files", "split", "limit", "metric", "tolerance", "worst", "latency", "seconds", "overrides"),
@@ -42,13 +45,13 @@ def check(cfg: DictConfig) -> list[str]:
     Raises:
         UserError: One is not.
     """
-    from mnvision.export.runtime import FORMATS, is_exported
+    from mnvision.export.runtime import FORMATS
 
     if not cfg.checkpoint or not cfg.files:
         raise UserError("give checkpoint=FILE and files=[best.onnx,...], which tools/export.py wrote from it")
     files = [str(file) for file in cfg.files] if isinstance(cfg.files, ListConfig) else [str(cfg.files)]
     for file in files:
-        if not is_exported(file):
+        if Path(file).suffix.lower() not in FORMATS:
             raise UserError(f"{file}: not a file of tools/export.py, whose names end in {', '.join(FORMATS)}")
     if cfg.split not in ("train", "val", "test"):
         raise UserError(f"split={cfg.split}: choose train, val or test")
@@ -82,31 +85,70 @@ def open_data(cfg: DictConfig, reference: Predictor[Any]) -> Any:
     return build_data(evaluation, "test" if cfg.split == "test" else "validate")
 
 
-def set_up(cfg: DictConfig, files: list[str]) -> Bench:
-    """Load everything and ask about every picture."""
-    from mnvision.latency.contest import progress_line
+def open_reference(checkpoint: str) -> Predictor[Any]:
+    """The checkpoint's predictor.
+
+    Raises:
+        UserError: It is none, or an exported file.
+    """
     from mnvision.prediction.predictor import load_predictor
-    from mnvision.proof.answers import gather
-    from mnvision.proof.bench import Bench, metric_name
-    from mnvision.proof.truth import positions_of, scoring_of
+
+    reference = load_predictor(checkpoint)
+    if hasattr(vars(reference)["model"], "session"):
+        raise UserError(f"checkpoint={checkpoint}: is an exported file; give the .ckpt that it was made of")
+    return reference
+
+
+def open_files(
+    reference: Predictor[Any], candidates: Sequence[Candidate], cfg: DictConfig
+) -> tuple[dict[str, Predictor[Any]], list[FileProof]]:
+    """Files by name, and those that are damaged or that no runtime here opens.
+
+    Raises:
+        UserError: A file of another task or of other classes, or none can be opened.
+    """
+    from mnvision.export.judge import predictor_of
+    from mnvision.export.runtime import open_file
+    from mnvision.proof.bench import refused_proof
     from mnvision.proof.verdict import metadata_failures, tolerance_for
+
+    found: dict[str, Predictor[Any]] = {}
+    refused: list[FileProof] = []
+    for candidate in candidates:
+        try:
+            predictor = predictor_of(open_file(str(candidate.file)))
+        except UserError as error:
+            refused.append(refused_proof(candidate, str(error)))
+            continue
+        metadata_failures(reference, predictor, Path(str(candidate.file)))
+        tolerance_for(vars(predictor)["model"].session.metadata.precision, cfg.tolerance)
+        found[candidate.name] = predictor
+    if not found:
+        raise UserError(refused[0].failures[0])
+    return found, refused
+
+
+def set_up(cfg: DictConfig, files: list[str]) -> tuple[Bench, list[FileProof]]:
+    """Load everything and ask about every picture; files that cannot be opened beside it."""
+    from mnvision.latency.contest import progress_line
+    from mnvision.proof.answers import gather
+    from mnvision.proof.bench import Bench
+    from mnvision.proof.scoring import metric_name
+    from mnvision.proof.truth import positions_of, scoring_of
     from tools.benchmark import opened
 
     candidates = opened([cfg.checkpoint, *files])
-    predictors = [load_predictor(str(candidate.file)) for candidate in candidates]
-    reference = predictors[0]
-    if hasattr(vars(reference)["model"], "session"):
-        raise UserError(f"checkpoint={cfg.checkpoint}: is an exported file; give the .ckpt that it was made of")
-    for file, predictor in zip(files, predictors[1:]):  # refused before anything is measured
-        metadata_failures(reference, predictor, Path(file))
-        tolerance_for(vars(predictor)["model"].session.metadata.precision, cfg.tolerance)
+    reference = open_reference(cfg.checkpoint)
+    found, refused = open_files(reference, candidates[1:], cfg)
+    candidates = [candidates[0], *(candidate for candidate in candidates[1:] if candidate.name in found)]
+    predictors = [reference, *found.values()]
     data = open_data(cfg, reference)
     positions = positions_of(data, cfg.split, reference.kind, cfg.limit)
     scoring = scoring_of(reference, data, cfg.split, positions)
     with progress_line() as report:
         answers = gather(predictors, data.eval_dataset(cfg.split, None), positions, report)
-    metric = None if scoring is None else metric_name(cfg.metric, scoring, answers[0], reference)
-    return Bench(predictors, candidates, data, cfg.split, positions, answers, scoring, metric)
+    metric = None if scoring is None else metric_name(cfg.metric, scoring, answers[0], reference.metadata)
+    return Bench(predictors, candidates, data, cfg.split, positions, answers, scoring, metric), refused
 
 
 def prove(cfg: DictConfig) -> tuple[Proof, Path]:
@@ -117,8 +159,9 @@ def prove(cfg: DictConfig) -> tuple[Proof, Path]:
     from mnvision.proof.report import Proof
 
     names = check(cfg)
+    order = [Path(name).expanduser() for name in names]
     folder = Path(cfg.output or Path(names[0]).parent).expanduser()
-    bench = set_up(cfg, names)
+    bench, refused = set_up(cfg, names)
     numbers = range(1, len(bench.predictors))
     files = [prove_file(bench, number, cfg.tolerance) for number in numbers]
     for number, file in zip(numbers, files):
@@ -138,7 +181,7 @@ def prove(cfg: DictConfig) -> tuple[Proof, Path]:
         metric=bench.metric,
         score=score,
         size_mb=file_megabytes(Path(cfg.checkpoint)),
-        files=files,
+        files=sorted([*files, *refused], key=lambda file: order.index(file.path)),
         median_ms=None if row is None else row.median_ms,
         cpu_ms=None if row is None else row.cpu_ms,
         machine=describe_machine(),

@@ -25,6 +25,7 @@ from mnvision.optim import FineTuning
 from mnvision.teachers.base import Teacher
 from mnvision.teachers.scored import ScoredTeacher
 from tasks.composition import compose_model, compose_published_classifier
+from tools.quantizing import start as start_quantized
 from tools.teaching import build_distillation, build_teacher, teacher_view
 
 log = logging.getLogger("mnvision")
@@ -61,16 +62,47 @@ def build_trainer(cfg: DictConfig, callbacks: list[Any]) -> pl.Trainer:
     return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()])
 
 
+def is_joint(cfg: DictConfig) -> bool:
+    """Whether several heads are meant, each with its own config."""
+    return "heads" in cfg
+
+
 def train(cfg: DictConfig) -> pl.Trainer:
     """Build everything ``cfg`` names, fit it, and return the trainer."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = Path(cfg.paths.output_dir)
+    if is_joint(cfg):
+        from tools.multitask import build_joint
+
+        task, data = build_joint(cfg)
+    else:
+        task, data = build_single(cfg)
+    metadata = task.metadata
+    trainer = build_trainer(cfg, build_all(cfg.callbacks))
+    if 0 in (trainer.max_epochs, trainer.max_steps):
+        raise UserError("nothing to train: trainer.max_epochs or trainer.max_steps is 0")
+    if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
+        with whole_file(folder / "config.yaml") as path:
+            OmegaConf.save(cfg, path, resolve=True)
+    classes = ", ".join(metadata.heads) if metadata.heads else f"{len(metadata.class_names)} classes"
+    log.info("training %s: %s, %d images, %s", metadata.kind, classes, data.num_images("train"), folder)
+    trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    _report_fit(cfg, trainer, folder)
+    return trainer
+
+
+def build_single(cfg: DictConfig) -> tuple[Any, Any]:
+    """The task of one head, ready to train, and its data."""
     data = build_data(cfg, "fit")
     teacher = build_teacher(cfg)
-    class_names = learned_classes(cfg, data, teacher)
-    model, model_config = compose_model(plain(cfg.model), class_names, cfg.init_from, cfg.init_head)
-    if not cfg.ckpt_path:
-        measure_statistics(model, data)
+    begun = start_quantized(cfg, adjusted, overrides()) if cfg.get("quantize") else None
+    if begun is not None:
+        model, model_config, class_names = begun.model, begun.metadata.model, begun.metadata.class_names
+    else:
+        class_names = learned_classes(cfg, data, teacher)
+        model, model_config = compose_model(plain(cfg.model), class_names, cfg.init_from, cfg.init_head)
+        if not cfg.ckpt_path:
+            measure_statistics(model, data)
     tuning = fine_tuning(cfg)
     if not data.labelled:
         cfg.monitor = {"metric": "val/distill", "mode": "min"}
@@ -89,22 +121,9 @@ def train(cfg: DictConfig) -> pl.Trainer:
         data.teacher_view = teacher_view(cfg, teacher, data)
     task = instantiate(cfg.task, _convert_="all", _partial_=True)(**parts)
     task.fine_tune(tuning)
-    trainer = build_trainer(cfg, build_all(cfg.callbacks))
-    if 0 in (trainer.max_epochs, trainer.max_steps):
-        raise UserError("nothing to train: trainer.max_epochs or trainer.max_steps is 0")
-    if trainer.is_global_zero and not cfg.trainer.fast_dev_run:
-        with whole_file(folder / "config.yaml") as path:
-            OmegaConf.save(cfg, path, resolve=True)
-    log.info(
-        "training %s: %d classes, %d images, %s",
-        metadata.kind,
-        len(metadata.class_names),
-        data.num_images("train"),
-        folder,
-    )
-    trainer.fit(task, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    _report_fit(cfg, trainer, folder)
-    return trainer
+    if begun is not None:
+        begun.prepare(task, cfg, data)
+    return task, data
 
 
 def measure_statistics(model: torch.nn.Module, data: Any) -> None:
@@ -169,7 +188,7 @@ def _report_fit(cfg: DictConfig, trainer: pl.Trainer, folder: Path) -> None:
     log.info("run folder: %s", folder)
 
 
-def _adjusted(config: dict[str, Any], given: list[str], cfg: DictConfig) -> dict[str, Any]:
+def adjusted(config: dict[str, Any], given: Sequence[str], cfg: DictConfig) -> dict[str, Any]:
     """A stored model config with what was asked for now: another resolution or another decoding."""
     config = deepcopy(config)
     for word in given:
@@ -193,11 +212,11 @@ def evaluated_model(cfg: DictConfig, words: Sequence[str]) -> tuple[Any, Metadat
     if cfg.checkpoint:
         model, metadata = open_model(cfg.checkpoint)
         given = [word for word in words if word not in metadata.overrides]
-        adjusted = _adjusted(metadata.model, given, cfg)
-        if adjusted != metadata.model:
+        changed = adjusted(metadata.model, given, cfg)
+        if changed != metadata.model:
             if is_exported(cfg.checkpoint):
                 raise UserError(f"{cfg.checkpoint} is finished: resolution and decoding are those it was exported with")
-            model, metadata = load_model(cfg.checkpoint, adjusted)
+            model, metadata = load_model(cfg.checkpoint, changed)
         return model, metadata, str(cfg.checkpoint)
     teacher = build_teacher(cfg)
     if teacher is None:
@@ -213,7 +232,23 @@ def evaluate(cfg: DictConfig, words: Sequence[str] | None = None) -> dict[str, f
         cfg: The whole config.
         words: The overrides that made it; ``None`` for the command line's.
     """
-    model, metadata, name = evaluated_model(cfg, overrides() if words is None else words)
+    words = overrides() if words is None else words
+    if is_joint(cfg):
+        from tools.multitask import evaluate_joint
+
+        return evaluate_joint(cfg, words)
+    return score(cfg, *evaluated_model(cfg, words))
+
+
+def score(cfg: DictConfig, model: Any, metadata: Metadata, name: str) -> dict[str, float]:
+    """Measure a model on one split; returns the metrics.
+
+    Args:
+        cfg: The whole config of a single task; changed.
+        model: Of that task.
+        metadata: Of the model.
+        name: What to call it.
+    """
     wanted = locate(cfg.model._target_).kind  # type: ignore[attr-defined]
     if model.kind != wanted:
         advice = "leave out task=..., or give one" if cfg.checkpoint else "give a task"

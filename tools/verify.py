@@ -35,6 +35,7 @@ def plain_points(node: Any) -> Any:
 @command("verify", expand_pictures)
 def main(cfg: DictConfig) -> None:
     """Command line."""
+    from mnvision.export.runtime import is_exported
     from mnvision.prediction.embedding_files import load_embedder
 
     if not cfg.checkpoint:
@@ -43,6 +44,8 @@ def main(cfg: DictConfig) -> None:
         raise UserError("give two pictures (a.jpg b.jpg), or a list of pairs (pairs=FILE root=FOLDER)")
     if cfg.save and not cfg.pairs:
         raise UserError(f"save={cfg.save}: a threshold is calibrated on pairs; give pairs=FILE root=FOLDER")
+    if cfg.save and is_exported(cfg.checkpoint):
+        raise UserError(f"save={cfg.save}: an exported file is finished; calibrate its checkpoint and export again")
     predictor = load_embedder(cfg.checkpoint, cfg.device)
     if cfg.points is not None:
         predictor.lay_out(plain_points(cfg.points))

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,15 @@ class RunFiles(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count images; validation inside the epoch is not training time."""
-        self._images += len(batch["images"]) * trainer.world_size
+        self._images += num_images(batch) * trainer.world_size
         self._training_seconds = time.perf_counter() - self._epoch_start
         rate = self._images / self._training_seconds
         pl_module.log("images_per_second", rate, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop a run that has diverged before its checkpoint replaces a good one."""
-        _stop_if_diverged(trainer, "val/loss")
+        for name in [name for name in trainer.callback_metrics if name.startswith("val/") and name.endswith("/loss")]:
+            _stop_if_diverged(trainer, name)
         self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,7 +87,7 @@ class RunFiles(pl.Callback):
         row |= {key: metrics[key] for key in sorted(metrics)}
         self.rows.append(row)
         self._write()
-        self._log_line(trainer, row)
+        self._log_line(trainer, row, getattr(pl_module, "headline", ()))
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
@@ -100,9 +102,10 @@ class RunFiles(pl.Callback):
         with whole_file(self.folder / "metrics.json") as path:
             path.write_text(json.dumps(summary, indent=2) + "\n")
 
-    def _log_line(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
-        shown = [f"{key} {row[key]:.4f}" for key in ("train/loss", "val/loss", self.monitor) if key in row]
-        shown = list(dict.fromkeys(shown))
+    def _log_line(self, trainer: pl.Trainer, row: dict[str, Any], more: Iterable[str]) -> None:
+        """Losses and the monitored metric; of several heads the metric of each."""
+        names = dict.fromkeys(("train/loss", "val/loss", *more, self.monitor))
+        shown = [f"{key} {row[key]:.4f}" for key in names if key in row]
         epochs = trainer.max_epochs or -1
         eta = ""
         if epochs > 0:
@@ -116,6 +119,12 @@ class RunFiles(pl.Callback):
             row["images_per_second"],
             eta,
         )
+
+
+def num_images(batch: Any) -> int:
+    """Pictures in a training batch of one task, or of several heads."""
+    groups = batch.get("groups", [batch])
+    return sum(len(group["images"]) for group in groups)
 
 
 def _numbers(row: dict[str, str]) -> dict[str, float]:

@@ -17,7 +17,6 @@ from mnvision.data.attribute_index import AttributeIndex, Listed, index_rows
 from mnvision.data.attribute_splits import SPLIT_NUMBERS, split_off
 from mnvision.data.images import image_size
 from mnvision.data.index import first_few, missing_files
-from mnvision.data.loaders import SampleKey
 from mnvision.data.pictures import PictureDataModule, PictureDataset, PictureSample, Split, collate_views
 from mnvision.data.teacher_view import TeacherView
 from mnvision.errors import UserError
@@ -38,9 +37,8 @@ class AttributeSample(NamedTuple):
 class AttributeDataset(PictureDataset[AttributeIndex, AttributeSample]):
     """Pictures with attributes."""
 
-    def __getitem__(self, key: int | SampleKey) -> AttributeSample:
+    def labelled(self, view: PictureSample) -> AttributeSample:
         """See :class:`~mnvision.data.pictures.PictureDataset`."""
-        view = self.view(key)
         return AttributeSample(view, self.source.labels[view.position])
 
 

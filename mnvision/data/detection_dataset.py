@@ -19,7 +19,7 @@ from mnvision.data.loaders import SampleKey, planes, sample_rng
 from mnvision.data.teacher_view import TeacherView, teacher_fields
 from mnvision.errors import UserError
 from mnvision.transforms.detection import DetectionAugment
-from mnvision.transforms.windows import Window, centres_inside, place_boxes, render, whole_picture
+from mnvision.transforms.windows import Placement, Window, centres_inside, place_boxes, render, whole_picture
 from mnvision.types import DetectionBatch
 
 _TRIED = 4  # draws that a recipe records
@@ -174,15 +174,27 @@ class DetectionDataset(Dataset[DetectionSample]):
         min_size: float = 0.0,
     ) -> tuple[NDArray[np.uint8], ImageObjects]:
         """Renders a window of a picture, with the objects whose centre it holds."""
-        size, objects = self.index.size(position), self.index.objects(position)
+        size = self.index.size(position)
         pixels = self._decode(position, size, window, resolution, decoder)
         image, placement = render(pixels, size, window, resolution)
+        return image, self.shown_objects(position, window, placement, min_size)
+
+    def shown_objects(self, position: int, window: Window, placement: Placement, min_size: float = 0.0) -> ImageObjects:
+        """The objects whose centre a window of a picture holds, where rendering put them.
+
+        Args:
+            position: Of the picture.
+            window: What is shown of it.
+            placement: From :func:`~mnvision.transforms.windows.render`.
+            min_size: Pixels of the result below which a side is too small to learn from.
+        """
+        objects = self.index.objects(position)
         boxes = place_boxes(objects["boxes"], placement)
         sides = boxes[:, 2:] - boxes[:, :2]
         # Crowd regions stay wherever a part of them shows: what is under them is still not background.
         kept = (objects["crowd"] | centres_inside(objects["boxes"], window)) & (sides > 0).all(axis=1)
         kept &= objects["crowd"] | (sides >= min_size).all(axis=1)
-        return image, {
+        return {
             "boxes": boxes[kept],
             "labels": objects["labels"][kept],
             "crowd": objects["crowd"][kept],
@@ -198,13 +210,22 @@ class DetectionDataset(Dataset[DetectionSample]):
     ) -> NDArray[np.uint8]:
         path = self.index.path(position)
         decoded = decoder.read(path, size, (window.y1 - window.y0, window.x1 - window.x0), resolution)
-        if decoded.size != size:
-            hint = ": it seems to be annotated without its Exif orientation" if decoded.size == size[::-1] else ""
+        self.check_size(position, decoded.size)
+        return decoded.pixels
+
+    def check_size(self, position: int, found: tuple[int, int]) -> None:
+        """Refuses a picture whose height and width are not the annotated ones: its boxes would be wrong.
+
+        Raises:
+            UserError: They are not.
+        """
+        size = self.index.size(position)
+        if found != size:
+            hint = ": it seems to be annotated without its Exif orientation" if found == size[::-1] else ""
             raise UserError(
-                f"{path} is {decoded.size[1]}x{decoded.size[0]} but annotated as {size[1]}x{size[0]} "
+                f"{self.index.path(position)} is {found[1]}x{found[0]} but annotated as {size[1]}x{size[0]} "
                 f"(image id {self.index.image_ids[position]}){hint}; correct width, height and boxes there"
             )
-        return decoded.pixels
 
     def _mosaic(
         self,

@@ -18,7 +18,6 @@ from mnvision.data.geo_index import GeoSource
 from mnvision.data.image_folder import collate_classification
 from mnvision.data.images import ImageSource
 from mnvision.data.index import DataReport
-from mnvision.data.loaders import SampleKey
 from mnvision.data.pictures import PictureDataModule, PictureDataset, PictureSample, Split
 from mnvision.data.teacher_view import TeacherView
 from mnvision.data.unlabelled import check_val_fraction
@@ -54,9 +53,8 @@ class GeoSample(NamedTuple):
 class GeoDataset(PictureDataset[Source, GeoSample]):
     """Pictures with their places: random crops with an augmentation, the central crop without."""
 
-    def __getitem__(self, key: int | SampleKey) -> GeoSample:
+    def labelled(self, view: PictureSample) -> GeoSample:
         """See :class:`~mnvision.data.pictures.PictureDataset`."""
-        view = self.view(key)
         return GeoSample(view, self.source.label(view.position), self.source.place(view.position))
 
     def picture(self, position: int) -> ImageSource:

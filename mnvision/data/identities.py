@@ -19,7 +19,7 @@ from mnvision.data.identity_index import IdentityIndex, People, with_enough_pict
 from mnvision.data.identity_overlap import Overlap, Verified, check_overlap, people_in_both
 from mnvision.data.identity_pairs import keep_pairs, pairs_among, pictures_of_pairs, sample_pairs
 from mnvision.data.identity_sampler import IdentitySampler
-from mnvision.data.loaders import ordered_loader
+from mnvision.data.loaders import train_loader
 from mnvision.data.pairs import PairArrays, read_pairs
 from mnvision.data.pictures import PictureDataModule, Split
 from mnvision.data.teacher_view import TeacherView
@@ -191,7 +191,7 @@ class IdentityDataModule(PictureDataModule[IdentityIndex]):
         sizes = (self.identities_per_batch, self.images_per_identity)
         sampler = IdentitySampler(self.source("train").labels, *sizes, self.seed, views=views)
         dataset = self.train_dataset(teacher)
-        return ordered_loader(dataset, sampler, self.batch_size, self.num_workers, self.collate)
+        return train_loader(dataset, self.batch_size, self.num_workers, self.collate, self.seed, sampler=sampler)
 
     def read(self, split: Split) -> IdentityIndex:
         """Lists one split.

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 
 from mnvision.data.identity_index import IdentityIndex
-from mnvision.data.loaders import SampleKey
 from mnvision.data.pictures import PictureDataset, PictureSample, collate_views
 from mnvision.types import IdentityBatch
 
@@ -23,9 +22,8 @@ class IdentitySample(NamedTuple):
 class IdentityDataset(PictureDataset[IdentityIndex, IdentitySample]):
     """Pictures of people."""
 
-    def __getitem__(self, key: int | SampleKey) -> IdentitySample:
+    def labelled(self, view: PictureSample) -> IdentitySample:
         """See :class:`~mnvision.data.pictures.PictureDataset`."""
-        view = self.view(key)
         return IdentitySample(view, int(self.source.labels[view.position]))
 
 

@@ -6,19 +6,19 @@ Source: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identifica
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
 
-from mnvision.data.loaders import SampleKey, check_views, process, sample_rng
+from mnvision.data.loaders import SampleKey, TrainSampler, sample_rng
 from mnvision.errors import UserError
 
 # More than a run has epochs: the second showing of a picture within an epoch is drawn as in that epoch plus this.
 _SHOWINGS_APART = 1 << 20
 
 
-class IdentitySampler(Sampler[SampleKey]):
+class IdentitySampler(TrainSampler):
     """P identities times K pictures, batch after batch.
 
     In every epoch the identities are dealt out to the processes anew, none to two of them. Each process goes through
@@ -51,15 +51,13 @@ class IdentitySampler(Sampler[SampleKey]):
         world_size: int | None = None,
         views: int | None = None,
     ) -> None:
-        check_views(views)
+        super().__init__(int((labels >= 0).sum()), seed, rank, world_size, views)
         if identities < 1 or images < 2:
             raise UserError(
                 f"batches of {identities} identities with {images} pictures each: give at least 1 and 2 "
                 "(data.identities_per_batch, data.images_per_identity)"
             )
         self.identities, self.images = identities, images
-        self.seed, self.epoch, self.views = seed, 0, views
-        self.rank, self.world_size = process(rank, world_size)
         order = np.argsort(labels, kind="stable")
         self._order = order[np.searchsorted(labels[order], 0) :]
         self._starts = np.flatnonzero(np.diff(labels[self._order], prepend=-1))
@@ -71,10 +69,6 @@ class IdentitySampler(Sampler[SampleKey]):
                 "processes: lower data.identities_per_batch (or data.batch_size)"
             )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the augmentation; Lightning calls it before every epoch."""
-        self.epoch = epoch
-
     @property
     def num_batches(self) -> int:
         """Batches of an epoch, the same in every process."""
@@ -84,7 +78,11 @@ class IdentitySampler(Sampler[SampleKey]):
         return self.num_batches * self.identities * self.images
 
     def __iter__(self) -> Iterator[SampleKey]:
-        epoch = self.epoch
+        start, self.start = self.start, 0
+        return islice(self._keys(self.epoch), start, None)
+
+    def _keys(self, epoch: int) -> Iterator[SampleKey]:
+        """All that this process shows in an epoch."""
         dealt = sample_rng(self.seed, epoch, -1).permutation(len(self._starts))
         rng = np.random.default_rng((self.seed, epoch, 0, 1 + self.rank))
         own = dealt[self.rank :: self.world_size]

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from mnvision.data.folder_index import FolderIndex, read_class_names, read_image_folder, split_index
-from mnvision.data.loaders import SampleKey
 from mnvision.data.pictures import PictureDataModule, PictureDataset, PictureSample, Split, collate_views
 from mnvision.data.teacher_view import TeacherView
 from mnvision.errors import UserError
@@ -53,9 +52,8 @@ class LabelledSample(Protocol):
 class ImageFolderDataset(PictureDataset[FolderIndex, ClassificationSample]):
     """Pictures of a folder: random crops with an augmentation, the central crop without."""
 
-    def __getitem__(self, key: int | SampleKey) -> ClassificationSample:
+    def labelled(self, view: PictureSample) -> ClassificationSample:
         """See :class:`~mnvision.data.pictures.PictureDataset`."""
-        view = self.view(key)
         return ClassificationSample(view, int(self.source.labels[view.position]))
 
 

@@ -104,13 +104,17 @@ class PictureDataset(Dataset[Sample], Generic[Source, Sample]):
     def __len__(self) -> int:
         return len(self.source)
 
-    @abstractmethod
     def __getitem__(self, key: int | SampleKey) -> Sample:
         """One sample; a plain position draws the augmentation of epoch 0.
 
         Raises:
             UserError: The file cannot be read.
         """
+        return self.labelled(self.view(key))
+
+    @abstractmethod
+    def labelled(self, view: PictureSample) -> Sample:
+        """A view of a picture with what is known of the picture."""
 
     def view(self, key: int | SampleKey) -> PictureSample:
         """The picture part of a sample."""

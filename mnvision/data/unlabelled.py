@@ -15,7 +15,6 @@ from mnvision.build import locate
 from mnvision.data.detection import DetectionDataModule
 from mnvision.data.images import image_size
 from mnvision.data.index import DetectionIndex
-from mnvision.data.loaders import SampleKey
 from mnvision.data.pictures import PictureDataModule, PictureDataset, PictureSample, Split, collate_views
 from mnvision.data.teacher_view import TeacherView
 from mnvision.data.unlabelled_index import UnlabelledIndex, read_unlabelled
@@ -36,9 +35,9 @@ _SIZE_READERS = 8
 class UnlabelledDataset(PictureDataset[UnlabelledIndex, PictureSample]):
     """Pictures, and nothing known of them."""
 
-    def __getitem__(self, key: int | SampleKey) -> PictureSample:
+    def labelled(self, view: PictureSample) -> PictureSample:
         """See :class:`~mnvision.data.pictures.PictureDataset`."""
-        return self.view(key)
+        return view
 
 
 def collate_unlabelled(samples: Sequence[PictureSample], columns: int | None) -> dict[str, Any]:

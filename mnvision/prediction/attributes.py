@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
 from mnvision.models import AttributeClassifier
 from mnvision.prediction.faces import FacePreprocess
-from mnvision.prediction.predictor import Predictor
+from mnvision.prediction.predictor import SinglePredictor
 from mnvision.prediction.preprocess import Prepared
 from mnvision.prediction.results_faces import ImageAttributes
 
 
-class AttributePredictor(Predictor[ImageAttributes]):
+class AttributePredictor(SinglePredictor[ImageAttributes]):
     """Probabilities of all attributes, and decisions at the thresholds that the checkpoint holds.
 
     Args:
         model: A classifier of attributes.
-        metadata: See :class:`~mnvision.prediction.predictor.Predictor`.
-        device: See :class:`~mnvision.prediction.predictor.Predictor`.
+        metadata: See :class:`~mnvision.prediction.predictor.SinglePredictor`.
+        device: See :class:`~mnvision.prediction.predictor.SinglePredictor`.
 
     Attributes:
         thresholds: ``(A,)`` float64; 0.5 in a checkpoint that was never validated on labels.
@@ -37,7 +37,6 @@ class AttributePredictor(Predictor[ImageAttributes]):
 
     def __init__(self, model: AttributeClassifier, metadata: Metadata, device: str = "cpu") -> None:
         super().__init__(model, metadata, device)
-        self.model = model
         self.preprocess = FacePreprocess(metadata.preprocess, self.resolution)
         thresholds = stored_thresholds(metadata)
         self.thresholds = np.full(len(self.class_names), 0.5) if thresholds is None else thresholds
@@ -56,13 +55,9 @@ class AttributePredictor(Predictor[ImageAttributes]):
                 "each attribute: leave it out"
             )
 
-    @torch.inference_mode()
-    def predict_prepared(
-        self, pictures: Sequence[Prepared], score_threshold: float | None = None
-    ) -> list[ImageAttributes]:
-        """See :meth:`~mnvision.prediction.predictor.Predictor.predict_prepared`."""
-        self.check_threshold(score_threshold)
-        probabilities = self.model.predict(self._to_device(pictures)).cpu().numpy()
+    def results(self, pictures: Sequence[Prepared], decoded: Tensor, threshold: float | None) -> list[ImageAttributes]:
+        """See :meth:`~mnvision.prediction.predictor.SinglePredictor.results`."""
+        probabilities = decoded.cpu().numpy()
         return [
             ImageAttributes(picture.path, picture.size, row, self.thresholds, self.class_names)
             for picture, row in zip(pictures, probabilities)

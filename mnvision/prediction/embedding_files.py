@@ -25,17 +25,22 @@ _WORKERS = min(4, os.cpu_count() or 1)
 
 
 def load_embedder(path: str | Path, device: str = "cpu") -> EmbeddingPredictor:
-    """The predictor of a checkpoint of embeddings.
+    """The predictor of a checkpoint of embeddings; of several heads, of the one that gives them.
 
     Raises:
         UserError: See :func:`~mnvision.prediction.predictor.load_predictor`; or it is of another kind.
     """
     predictor: Predictor[Any] = load_predictor(path, device)
-    if not isinstance(predictor, EmbeddingPredictor):
+    fitting = {name: part for name, part in predictor.parts.items() if isinstance(part, EmbeddingPredictor)}
+    if len(fitting) > 1:
+        raise UserError(
+            f"{path} gives several embeddings ({', '.join(fitting)}): cut one head out with tools/merge.py heads=[NAME]"
+        )
+    if not fitting:
         raise UserError(
             f"{path} is a {predictor.kind} checkpoint, which gives no embeddings: give a face_embeddings one"
         )
-    return predictor
+    return next(iter(fitting.values()))
 
 
 def landmarks_for(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
 from mnvision.metrics.verification_scores import as_squared_distance
 from mnvision.models import Embedder
 from mnvision.prediction.faces import FacePreprocess
-from mnvision.prediction.predictor import Predictor, check_positive
+from mnvision.prediction.predictor import SinglePredictor, check_positive
 from mnvision.prediction.preprocess import Prepared, Source
 from mnvision.prediction.results import ImageResult, Pixels, Shown, picture_fields, picture_title
 from mnvision.transforms.alignment import FivePoints
@@ -92,15 +93,15 @@ class Comparison:
         return None if self.threshold is None else self.similarity > self.threshold
 
 
-class EmbeddingPredictor(Predictor[ImageEmbedding]):
+class EmbeddingPredictor(SinglePredictor[ImageEmbedding]):
     """Embeddings of length 1.
 
     Pictures are prepared as :class:`~mnvision.prediction.faces.FacePreprocess` says.
 
     Args:
         model: An embedder.
-        metadata: See :class:`~mnvision.prediction.predictor.Predictor`.
-        device: See :class:`~mnvision.prediction.predictor.Predictor`.
+        metadata: See :class:`~mnvision.prediction.predictor.SinglePredictor`.
+        device: See :class:`~mnvision.prediction.predictor.SinglePredictor`.
 
     Raises:
         UserError: The stored calibration holds something else than a similarity.
@@ -112,7 +113,6 @@ class EmbeddingPredictor(Predictor[ImageEmbedding]):
 
     def __init__(self, model: Embedder, metadata: Metadata, device: str = "cpu") -> None:
         super().__init__(model, metadata, device)
-        self.model = model
         self.dim = model.head.dim
         self.preprocess: FacePreprocess = FacePreprocess(metadata.preprocess, self.resolution)
         threshold = metadata.calibration.get("similarity")
@@ -204,20 +204,28 @@ class EmbeddingPredictor(Predictor[ImageEmbedding]):
     @torch.inference_mode()
     def embed_prepared(self, pictures: Sequence[Prepared], mirror: bool | None = None) -> Embedding:
         """``(B, D)`` float32 of length 1 of one batch; ``mirror`` as in :meth:`embed`."""
-        images = self._to_device(pictures)
-        embeddings = self.model.predict(images)
-        if self.mirrors(mirror):
-            embeddings = torch.nn.functional.normalize(embeddings + self.model.predict(images.flip(3)))
-        return np.asarray(embeddings.float().cpu().numpy())
+        return _as_numbers(self._embedded(self.to_device(pictures), self.model.predict, self.mirrors(mirror)))
 
-    def predict_prepared(
-        self, pictures: Sequence[Prepared], score_threshold: float | None = None
-    ) -> list[ImageEmbedding]:
-        """See :meth:`~mnvision.prediction.predictor.Predictor.predict_prepared`."""
-        self.check_threshold(score_threshold)
-        rows = self.embed_prepared(pictures)
+    def decoded(self, images: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """Embeddings ``(B, D)``, mirrored pictures' added if the checkpoint was calibrated so."""
+        return self._embedded(images, network, self.mirror)
+
+    def results(self, pictures: Sequence[Prepared], decoded: Tensor, threshold: float | None) -> list[ImageEmbedding]:
+        """See :meth:`~mnvision.prediction.predictor.SinglePredictor.results`."""
+        rows = _as_numbers(decoded)
         return [ImageEmbedding(picture.path, picture.size, row) for picture, row in zip(pictures, rows)]
+
+    @staticmethod
+    def _embedded(images: Tensor, network: Callable[[Tensor], Tensor], mirror: bool) -> Tensor:
+        embeddings = network(images)
+        if not mirror:
+            return embeddings
+        return torch.nn.functional.normalize(embeddings + network(images.flip(3)))
 
     def compare(self, first: Embedding, second: Embedding) -> Comparison:
         """Two embeddings ``(D,)`` of this predictor, and the decision at the stored threshold."""
         return Comparison(float(np.clip(first.astype(np.float64) @ second, -1, 1)), self.threshold)
+
+
+def _as_numbers(embeddings: Tensor) -> Embedding:
+    return np.asarray(embeddings.float().cpu().numpy())

@@ -32,6 +32,11 @@ class FacePreprocess(Preprocess):
         self._as_aligned = Preprocess({"resize": "stretch"}, resolution) if self.framing.needs_landmarks else None
         self._warned = not warn
 
+    @property
+    def key(self) -> str:
+        """See :attr:`~mnvision.prediction.preprocess.Preprocess.key`."""
+        return f"{super().key}{' or as aligned already' if self.aligns else ''}"
+
     def __call__(self, source: Source, landmarks: Points | None = None) -> Prepared:
         """Prepare one picture, see :class:`~mnvision.prediction.preprocess.Preprocess`."""
         if landmarks is not None or not self.aligns:

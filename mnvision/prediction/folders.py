@@ -19,9 +19,10 @@ from rich.text import Text
 
 from mnvision.data.images import read_image
 from mnvision.errors import UserError
+from mnvision.prediction.detection import detectors_of
 from mnvision.prediction.inputs import Pictures, find_pictures
 from mnvision.prediction.pictures import PictureWriter, result_folders
-from mnvision.prediction.predictor import DetectionPredictor, Predictor, check_positive
+from mnvision.prediction.predictor import Predictor, check_positive
 from mnvision.prediction.preprocess import Prepared
 from mnvision.prediction.records import Records, open_records
 from mnvision.prediction.results import AttributeChoice, ImageResult, Shown
@@ -78,7 +79,7 @@ class Options:
         for name in ("save_images", "crops", "recursive"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}={getattr(self, name)!r}: give true or false")
-        if self.crops and not isinstance(predictor, DetectionPredictor):
+        if self.crops and not detectors_of(predictor):
             raise UserError(f"crops=true is for detectors; this is a {predictor.kind} checkpoint")
         predictor.check_threshold(self.score_threshold)
         _ = self.shown
@@ -174,8 +175,9 @@ class _Outputs:
     def add(self, position: int, name: str, result: ImageResult) -> None:
         self.records.add(position, name, result, {})
         self.summary.count(result)
-        if result.printed:
-            say(self.progress.console, str(result))
+        for head, part in result.parts.items():
+            if part.printed:
+                say(self.progress.console, f"{head}: {part}" if head else str(part))
         self.progress.advance(self.bar)
 
 

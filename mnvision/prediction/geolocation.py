@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+from torch import Tensor
 
 from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
 from mnvision.models import Geolocator
 from mnvision.prediction.cell_table import PARTITION, CellTable, stored_partition
-from mnvision.prediction.predictor import Predictor
+from mnvision.prediction.predictor import SinglePredictor
 from mnvision.prediction.preprocess import Prepared
 from mnvision.prediction.results_geo import ImageLocation
 
 
-class GeolocationPredictor(Predictor[ImageLocation]):
+class GeolocationPredictor(SinglePredictor[ImageLocation]):
     """Coordinates of photos, and the probabilities of all cells.
 
     Args:
         model: A geolocator.
-        metadata: See :class:`~mnvision.prediction.predictor.Predictor`; holds the cells.
-        device: See :class:`~mnvision.prediction.predictor.Predictor`.
+        metadata: See :class:`~mnvision.prediction.predictor.SinglePredictor`; holds the cells.
+        device: See :class:`~mnvision.prediction.predictor.SinglePredictor`.
 
     Attributes:
         cells: The model's cells.
@@ -39,7 +39,6 @@ class GeolocationPredictor(Predictor[ImageLocation]):
             raise UserError(f"calibration.{PARTITION} is missing: it does not say where its cells lie")
         model.decoder.fit_to(partition)
         super().__init__(model, metadata, device)
-        self.model = model
         self.cells = CellTable(partition)
 
     def check_threshold(self, score_threshold: float | None) -> None:
@@ -51,15 +50,10 @@ class GeolocationPredictor(Predictor[ImageLocation]):
         if score_threshold is not None:
             raise UserError("score_threshold is for detectors; this is a geolocation checkpoint: leave it out")
 
-    @torch.inference_mode()
-    def predict_prepared(
-        self, pictures: Sequence[Prepared], score_threshold: float | None = None
-    ) -> list[ImageLocation]:
-        """See :meth:`~mnvision.prediction.predictor.Predictor.predict_prepared`."""
-        self.check_threshold(score_threshold)
-        probabilities = self.model.predict(self._to_device(pictures))
-        chosen = self.model.decoder.choose(probabilities).tolist()
-        rows = probabilities.cpu().numpy()
+    def results(self, pictures: Sequence[Prepared], decoded: Tensor, threshold: float | None) -> list[ImageLocation]:
+        """See :meth:`~mnvision.prediction.predictor.SinglePredictor.results`."""
+        chosen = self.model.decoder.choose(decoded).tolist()
+        rows = decoded.cpu().numpy()
         return [
             # A copy: a row alone would keep the whole batch in memory.
             ImageLocation(picture.path, picture.size, row.copy(), cell, self.cells)

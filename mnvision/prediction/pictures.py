@@ -70,15 +70,24 @@ class PictureWriter:
             suffix = PurePath(name).suffix.lower()
             target = self.images_folder / (name if suffix in _WRITTEN_AS_IS else f"{name}.png")
             write_picture(target, result.draw(pixels, self.shown))
-        if self.crops and isinstance(result, ImageDetections):
-            self.save_crops(pixels, result, name)
+        if self.crops:
+            boxes = {head: part for head, part in result.parts.items() if isinstance(part, ImageDetections)}
+            for head, found in boxes.items():
+                self.save_crops(pixels, found, name, head if len(boxes) > 1 else "")
 
-    def save_crops(self, pixels: Pixels, result: ImageDetections, name: str) -> None:
-        """Write every detection of one picture as a picture of its own; ``n`` counts from 0, best first."""
+    def save_crops(self, pixels: Pixels, result: ImageDetections, name: str, head: str = "") -> None:
+        """Write every detection of one picture as a picture of its own; ``n`` counts from 0, best first.
+
+        Args:
+            pixels: See :meth:`save`.
+            result: What was detected.
+            name: See :meth:`save`.
+            head: A folder below ``crops/``, where several heads detect.
+        """
         stem = str(PurePath(name).with_suffix(""))
         stem = name if stem in self._shared_stems else stem
         for number, found in enumerate(result):
-            folder = self.crops_folder / folder_name(found.name)
+            folder = self.crops_folder / head / folder_name(found.name)
             write_picture(folder / f"{stem}_{number}.jpg", crop(pixels, found.box))
 
 

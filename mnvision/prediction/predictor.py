@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast, overload
 
@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnvision.boxes.rescale import to_original_pixels
 from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
 from mnvision.models import AttributeClassifier, Classifier, Detector, Embedder, FasterRCNN, Geolocator
 from mnvision.prediction.preprocess import Prepared, Preprocess, Source
-from mnvision.prediction.results import Detection, ImageClasses, ImageDetections, ImageResult
+from mnvision.prediction.results import ImageResult
 
 SCORE_THRESHOLD = 0.3
 """Detections that people look at; evaluation keeps everything above the decoder's own, lower threshold."""
@@ -25,9 +24,9 @@ SCORE_THRESHOLD = 0.3
 Result = TypeVar("Result", bound=ImageResult)
 
 _PREDICTORS = {
-    "detection": (__name__, "DetectionPredictor"),
-    "faster_rcnn": (__name__, "DetectionPredictor"),
-    "classification": (__name__, "ClassificationPredictor"),
+    "detection": ("mnvision.prediction.detection", "DetectionPredictor"),
+    "faster_rcnn": ("mnvision.prediction.detection", "DetectionPredictor"),
+    "classification": ("mnvision.prediction.classification", "ClassificationPredictor"),
     "face_attributes": ("mnvision.prediction.attributes", "AttributePredictor"),
     "face_embeddings": ("mnvision.prediction.embeddings", "EmbeddingPredictor"),
     "geolocation": ("mnvision.prediction.geolocation", "GeolocationPredictor"),
@@ -37,37 +36,26 @@ _PREDICTORS = {
 class Predictor(ABC, Generic[Result]):
     """A trained model with its preprocessing, class names and device.
 
-    Args:
-        model: One of ``mnvision.models``.
-        metadata: Of its checkpoint.
-        device: Where the model runs: "cpu", "cuda", "cuda:1", ..., or "auto" for CUDA where there is one.
-
     Attributes:
+        model: One of ``mnvision.models``, or several heads on one trunk.
+        metadata: Of its checkpoint.
+        device: Where the model runs.
+        class_names: K names; none of an embedding, nor of several heads together.
+        resolution: Height and width of the network's input in pixels; of several heads, the first one's.
+        preprocess: Makes a picture the network's input.
         note: What a user should know before relying on the answers; mostly nothing.
-
-    Raises:
-        UserError: An unknown or absent device, or metadata that contradict the model.
     """
 
     kind: ClassVar[str]
     result_type: ClassVar[type[ImageResult]]
     note: str = ""
 
-    def __init__(
-        self,
-        model: Detector | FasterRCNN | Classifier | AttributeClassifier | Embedder | Geolocator,
-        metadata: Metadata,
-        device: str = "cpu",
-    ) -> None:
-        self.device = as_device(device)
-        self.metadata = metadata
-        self.class_names = tuple(metadata.class_names)
-        self.resolution = model.resolution
-        self.preprocess = Preprocess(metadata.preprocess, self.resolution)
-        outputs = getattr(model.head, "num_classes", 0)  # an embedding has none
-        if len(self.class_names) != outputs:
-            raise UserError(f"{len(self.class_names)} class names for a model of {outputs} classes")
-        model.eval().to(self.device).to(memory_format=torch.channels_last)
+    model: Any
+    metadata: Metadata
+    device: torch.device
+    class_names: tuple[str, ...]
+    resolution: tuple[int, int]
+    preprocess: Preprocess
 
     @overload
     def predict(
@@ -121,112 +109,70 @@ class Predictor(ABC, Generic[Result]):
             UserError: A threshold out of range, or any for a classifier.
         """
 
-    def _to_device(self, pictures: Sequence[Prepared]) -> Tensor:
+    @property
+    def parts(self) -> Mapping[str, Predictor[Any]]:
+        """Predictors by head; of a single-task model itself, without a name."""
+        return {"": self}
+
+    def to_device(self, pictures: Sequence[Prepared]) -> Tensor:
         """``(B, 3, H, W)`` uint8, channels last: the memory order that pictures have anyway."""
         stacked = np.stack([picture.pixels for picture in pictures])
         return torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2)
 
 
-class DetectionPredictor(Predictor[ImageDetections]):
-    """Objects with boxes in pixels of the original pictures.
+class SinglePredictor(Predictor[Result]):
+    """The predictor of a model of one task.
 
     Args:
-        model: A detector.
-        metadata: See :class:`Predictor`.
-        device: See :class:`Predictor`.
+        model: One of ``mnvision.models``.
+        metadata: Of its checkpoint.
+        device: Where the model runs: "cpu", "cuda", "cuda:1", ..., or "auto" for CUDA where there is one.
+
+    Raises:
+        UserError: An unknown or absent device, or metadata that contradict the model.
     """
 
-    kind = "detection"
-    result_type = ImageDetections
-
-    def __init__(self, model: Detector | FasterRCNN, metadata: Metadata, device: str = "cpu") -> None:
-        super().__init__(model, metadata, device)
-        if len(metadata.category_ids) not in (0, len(self.class_names)):
-            raise UserError(f"{len(metadata.category_ids)} category ids for {len(self.class_names)} classes")
+    def __init__(
+        self,
+        model: Detector | FasterRCNN | Classifier | AttributeClassifier | Embedder | Geolocator,
+        metadata: Metadata,
+        device: str = "cpu",
+    ) -> None:
         self.model = model
-        self.category_ids = tuple(metadata.category_ids or range(1, len(self.class_names) + 1))
-
-    def check_threshold(self, score_threshold: float | None) -> float:
-        """The threshold that applies.
-
-        Raises:
-            UserError: Above 1, or below what the decoder keeps at all.
-        """
-        lowest = self.model.decoder.score_threshold
-        threshold = max(SCORE_THRESHOLD, lowest) if score_threshold is None else score_threshold
-        if not isinstance(threshold, int | float) or not lowest <= threshold <= 1:
-            raise UserError(
-                f"score_threshold={score_threshold} must lie in [{lowest}, 1]: this checkpoint's decoder "
-                f"keeps no score below {lowest}"
-            )
-        return threshold
+        self.device = as_device(device)
+        self.metadata = metadata
+        self.class_names = tuple(metadata.class_names)
+        self.resolution = model.resolution
+        self.preprocess = Preprocess(metadata.preprocess, self.resolution)
+        outputs = getattr(model.head, "num_classes", 0)  # an embedding has none
+        if len(self.class_names) != outputs:
+            raise UserError(f"{len(self.class_names)} class names for a model of {outputs} classes")
+        model.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def predict_prepared(
-        self, pictures: Sequence[Prepared], score_threshold: float | None = None
-    ) -> list[ImageDetections]:
+    def predict_prepared(self, pictures: Sequence[Prepared], score_threshold: float | None = None) -> list[Result]:
         """See :meth:`Predictor.predict_prepared`."""
         threshold = self.check_threshold(score_threshold)
-        found = self.model.predict(self._to_device(pictures))
-        sizes = torch.tensor([picture.size for picture in pictures], device=self.device)
-        found = to_original_pixels(found, sizes, self.resolution)
-        columns = zip(
-            pictures,
-            found["boxes"].cpu().tolist(),
-            found["scores"].cpu().tolist(),
-            found["labels"].cpu().tolist(),
-        )
-        return [
-            ImageDetections(picture.path, picture.size, self._keep(boxes, scores, labels, threshold))
-            for picture, boxes, scores, labels in columns
-        ]
+        return self.results(pictures, self.decoded(self.to_device(pictures), self.model.predict), threshold)
 
-    def _keep(
-        self, boxes: list[list[float]], scores: list[float], labels: list[int], threshold: float
-    ) -> tuple[Detection, ...]:
-        return tuple(
-            Detection((box[0], box[1], box[2], box[3]), score, label, self.class_names[label])
-            for box, score, label in zip(boxes, scores, labels)
-            if label >= 0 and score >= threshold
-        )
+    def decoded(self, images: Tensor, network: Callable[[Tensor], Any]) -> Any:
+        """What :meth:`results` takes.
 
-
-class ClassificationPredictor(Predictor[ImageClasses]):
-    """Probabilities of all classes.
-
-    Args:
-        model: A classifier.
-        metadata: See :class:`Predictor`.
-        device: See :class:`Predictor`.
-    """
-
-    kind = "classification"
-    result_type = ImageClasses
-
-    def __init__(self, model: Classifier, metadata: Metadata, device: str = "cpu") -> None:
-        super().__init__(model, metadata, device)
-        self.model = model
-
-    def check_threshold(self, score_threshold: float | None) -> None:
-        """Refuse a threshold: a classifier answers with all classes.
-
-        Raises:
-            UserError: One was given.
+        Args:
+            images: ``(B, 3, H, W)`` uint8.
+            network: Gives decoded answers for such images.
         """
-        if score_threshold is not None:
-            raise UserError("score_threshold is for detectors; this is a classification checkpoint: leave it out")
+        return network(images)
 
-    @torch.inference_mode()
-    def predict_prepared(
-        self, pictures: Sequence[Prepared], score_threshold: float | None = None
-    ) -> list[ImageClasses]:
-        """See :meth:`Predictor.predict_prepared`."""
-        self.check_threshold(score_threshold)
-        probabilities = self.model.predict(self._to_device(pictures)).cpu().numpy()
-        return [
-            ImageClasses(picture.path, picture.size, row, self.class_names)
-            for picture, row in zip(pictures, probabilities)
-        ]
+    @abstractmethod
+    def results(self, pictures: Sequence[Prepared], decoded: Any, threshold: float | None) -> list[Result]:
+        """Results for people of one batch.
+
+        Args:
+            pictures: What the network saw.
+            decoded: Its answers, from :meth:`decoded`.
+            threshold: From :meth:`check_threshold`.
+        """
 
 
 def load_predictor(path: str | Path, device: str = "cpu") -> Predictor[Any]:
@@ -234,7 +180,7 @@ def load_predictor(path: str | Path, device: str = "cpu") -> Predictor[Any]:
 
     Args:
         path: A ``.ckpt`` written by ``tools/train.py``, or what ``tools/export.py`` wrote, which its own runtime runs.
-        device: See :class:`Predictor`.
+        device: See :class:`SinglePredictor`.
 
     Raises:
         UserError: The file is missing, corrupt, none of ours, or of a kind that cannot be predicted with; or the
@@ -247,15 +193,28 @@ def load_predictor(path: str | Path, device: str = "cpu") -> Predictor[Any]:
     if model.kind != metadata.kind:
         raise UserError(f"{path}: calls itself a {metadata.kind} checkpoint but holds a {model.kind} model")
     try:
-        return predictor_class(model.kind)(model, metadata, device)
+        return make_predictor(model, metadata, device)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def predictor_class(kind: str) -> type[Predictor[Any]]:
-    """The predictor of a kind of model; its module loads only when it is wanted."""
+def make_predictor(model: Any, metadata: Metadata, device: str = "cpu") -> Predictor[Any]:
+    """The predictor of a model of one or of several heads.
+
+    Raises:
+        UserError: See :class:`SinglePredictor`.
+    """
+    if model.kind != "multitask":
+        return predictor_class(model.kind)(model, metadata, device)
+    from mnvision.prediction.multitask import MultiTaskPredictor  # it builds on this module
+
+    return MultiTaskPredictor(model, metadata, device)
+
+
+def predictor_class(kind: str) -> type[SinglePredictor[Any]]:
+    """The predictor of a kind of single-task model; its module loads only when it is wanted."""
     module, name = _PREDICTORS[kind]
-    return cast("type[Predictor[Any]]", getattr(importlib.import_module(module), name))
+    return cast("type[SinglePredictor[Any]]", getattr(importlib.import_module(module), name))
 
 
 def as_device(name: str) -> torch.device:

@@ -52,6 +52,11 @@ class Preprocess:
         self.resolution = resolution
         self.framing = framing_from_dict(rule)
 
+    @property
+    def key(self) -> str:
+        """Equal for those that prepare every picture alike."""
+        return f"{self.resolution} {sorted(self.framing.to_dict().items())}"
+
     def __call__(self, source: Source, landmarks: Points | None = None) -> Prepared:
         """Prepare one picture; a large JPEG file is decoded at reduced scale, as in evaluation.
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from mnvision.errors import UserError
 from mnvision.files import whole_file
-from mnvision.prediction.predictor import DetectionPredictor, Predictor
+from mnvision.prediction.detection import DetectionPredictor, detectors_of
+from mnvision.prediction.predictor import Predictor
 from mnvision.prediction.results import ImageDetections, ImageResult, Shown
+from mnvision.prediction.two_stage import TwoStagePredictor
 
 FORMATS = ("json", "csv", "coco")
 
@@ -103,36 +107,86 @@ class JsonRecords(Records):
         self._list.close()
 
 
+@dataclass(frozen=True)
+class Table:
+    """One table of results.
+
+    Attributes:
+        name: Of its file: ``predictions.csv``, or ``predictions_<name>.csv``.
+        columns: Their names.
+        rows: Of the result for one picture.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: Callable[[ImageResult, Shown], list[list[Any]]]
+
+
 class CsvRecords(Records):
-    """``predictions.csv``: the rows of every result; what they hold, its class says.
+    """``predictions.csv``: the rows of every result; of several heads a file for each.
 
     Args:
-        folder: Where the file goes.
+        folder: Where the files go.
         shown: How much of a result is written.
-        columns: Of a result's rows.
+        tables: What is written.
         extra: Names of further columns.
     """
 
-    def __init__(self, folder: Path, shown: Shown, columns: Sequence[str], extra: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, shown: Shown, tables: Sequence[Table], extra: Sequence[str] = ()) -> None:
         super().__init__()
         self._shown, self._extra = shown, tuple(extra)
-        self._file = self._open(folder / "predictions.csv")
-        self._rows = csv.writer(self._file)
-        self._rows.writerow(["path", *self._extra, "width", "height", *columns])
+        self._tables: list[tuple[Table, TextIO, Any]] = []
+        for table in tables:
+            file = self._open(folder / f"predictions{_suffix(table.name)}.csv")
+            writer = csv.writer(file)
+            writer.writerow(["path", *self._extra, "width", "height", *table.columns])
+            self._tables.append((table, file, writer))
 
     def add(self, position: int, name: str, result: ImageResult, extra: dict[str, Any]) -> None:
         """See :meth:`Records.add`."""
         height, width = result.size
         first = [name, *(extra[column] for column in self._extra), width, height]
-        self._rows.writerows(first + row for row in result.rows(self._shown))
+        for table, _, writer in self._tables:
+            writer.writerows(first + row for row in table.rows(result, self._shown))
 
     def finish(self) -> None:
         """A table has no last line of its own: only see that all rows are written while errors still count."""
-        self._file.flush()
+        for _, file, _ in self._tables:
+            file.flush()
+
+
+def tables_of(predictor: Predictor[Any]) -> list[Table]:
+    """What there is to write of a predictor's results: a table per head, and one per head that boxes are passed to."""
+    tables = [
+        Table(name, part.result_type.columns(part.class_names), partial(_rows, name))
+        for name, part in predictor.parts.items()
+    ]
+    if isinstance(predictor, TwoStagePredictor):
+        for name, part in predictor.second_parts.items():
+            columns = ("box", *part.result_type.columns(part.class_names))
+            tables.append(Table(f"boxes_{name}", columns, partial(_rows_of_boxes, predictor.detector, name)))
+    return tables
+
+
+def _rows(head: str, result: ImageResult, shown: Shown) -> list[list[Any]]:
+    return result.parts[head].rows(shown)
+
+
+def _rows_of_boxes(detector: str, head: str, result: ImageResult, shown: Shown) -> list[list[Any]]:
+    """The number of the box, as in the detector's own table from 0 on, and what is said of it."""
+    found = result.parts[detector]
+    assert isinstance(found, ImageDetections)
+    return [[number, *row] for number, one in enumerate(found) if one.answers for row in one.answers[head].rows(shown)]
+
+
+def _suffix(name: str) -> str:
+    return f"_{name}" if name else ""
 
 
 class CocoRecords(Records):
     """``detections.json`` in the COCO results format, and ``images.json`` with what its ids mean.
+
+    Heads that are no detectors, and what is said of boxes, are left out.
 
     Format: https://cocodataset.org/#format-results, section 1. ``image_id`` is the picture's position in the
     input, from 0; ``category_id`` is the one of the annotation file that the model was trained on.
@@ -140,37 +194,38 @@ class CocoRecords(Records):
 
     Args:
         folder: Where the files go.
-        predictor: Gives category ids and names.
+        detectors: By head; each has files of its own, ``detections_<head>.json`` and ``images_<head>.json``.
     """
 
-    def __init__(self, folder: Path, predictor: DetectionPredictor) -> None:
+    def __init__(self, folder: Path, detectors: Mapping[str, DetectionPredictor]) -> None:
         super().__init__()
-        self._ids = predictor.category_ids
-        categories = [{"id": i, "name": name} for i, name in zip(self._ids, predictor.class_names)]
-        self._results = _JsonList(self._open(folder / "detections.json"))
-        after = f'],\n"categories": {json.dumps(categories, ensure_ascii=False)}}}'
-        self._images = _JsonList(self._open(folder / "images.json"), '{"images": [', after)
+        self._heads: dict[str, tuple[tuple[int, ...], _JsonList, _JsonList]] = {}
+        for head, predictor in detectors.items():
+            ids = predictor.category_ids
+            categories = [{"id": i, "name": name} for i, name in zip(ids, predictor.class_names)]
+            results = _JsonList(self._open(folder / f"detections{_suffix(head)}.json"))
+            after = f'],\n"categories": {json.dumps(categories, ensure_ascii=False)}}}'
+            images = _JsonList(self._open(folder / f"images{_suffix(head)}.json"), '{"images": [', after)
+            self._heads[head] = (ids, results, images)
 
     def add(self, position: int, name: str, result: ImageResult, extra: dict[str, Any]) -> None:
         """See :meth:`Records.add`."""
-        assert isinstance(result, ImageDetections)
         height, width = result.size
-        self._images.add({"id": position, "file_name": name, "width": width, "height": height, **extra})
-        for found in result:
-            x1, y1, x2, y2 = found.box
-            self._results.add(
-                {
-                    "image_id": position,
-                    "category_id": self._ids[found.label],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": found.score,
-                }
-            )
+        picture = {"id": position, "file_name": name, "width": width, "height": height, **extra}
+        for head, (ids, results, images) in self._heads.items():
+            detections = result.parts[head]
+            assert isinstance(detections, ImageDetections)
+            images.add(picture)
+            for found in detections:
+                x1, y1, x2, y2 = found.box
+                box = [x1, y1, x2 - x1, y2 - y1]
+                results.add({"image_id": position, "category_id": ids[found.label], "bbox": box, "score": found.score})
 
     def finish(self) -> None:
-        """Close both lists."""
-        self._results.close()
-        self._images.close()
+        """Close all lists."""
+        for _, results, images in self._heads.values():
+            results.close()
+            images.close()
 
 
 def open_records(
@@ -193,8 +248,8 @@ def open_records(
     if file_format == "json":
         return JsonRecords(folder, shown)
     if file_format == "csv":
-        columns = predictor.result_type.columns(predictor.class_names)
-        return CsvRecords(folder, shown, columns, extra)
-    if not isinstance(predictor, DetectionPredictor):
+        return CsvRecords(folder, shown, tables_of(predictor), extra)
+    detectors = detectors_of(predictor)
+    if not detectors:
         raise UserError(f"format=coco is for detectors; this is a {predictor.kind} checkpoint: use json or csv")
-    return CocoRecords(folder, predictor)
+    return CocoRecords(folder, detectors)

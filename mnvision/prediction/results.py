@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -70,6 +70,19 @@ class ImageResult(ABC):
     def draw(self, pixels: Pixels, shown: Shown) -> Pixels:
         """A copy of the picture ``(h, w, 3)`` uint8 RGB with the result in it or beside it."""
 
+    def draw_beside(self, pixels: Pixels, shown: Shown, title: str) -> Pixels:
+        """The picture with the result at its right under a title; where there is nothing to draw, as it is."""
+        return pixels
+
+    def note(self, shown: Shown) -> list[str]:
+        """The result in a few short lines, for a place beside a box; none where there is nothing to say."""
+        return []
+
+    @property
+    def parts(self) -> Mapping[str, ImageResult]:
+        """Results by head; of a single-task model itself, without a name."""
+        return {"": self}
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -80,17 +93,24 @@ class Detection:
         score: In [0, 1].
         label: ``0 .. K-1``.
         name: The class's name.
+        answers: By head, what a second model says of the picture under the box.
     """
 
     box: tuple[float, float, float, float]
     score: float
     label: int
     name: str
+    answers: Mapping[str, ImageResult] = field(default_factory=dict, compare=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, shown: Shown | None = None) -> dict[str, Any]:
         """Plain data with the attributes' names; the box rounded to a hundredth of a pixel."""
         box = [round(edge, 2) for edge in self.box]
-        return {"label": self.label, "name": self.name, "score": round(self.score, 6), "box": box}
+        plain = {"label": self.label, "name": self.name, "score": round(self.score, 6), "box": box}
+        return plain | ({"answers": plain_answers(self.answers, shown or Shown())} if self.answers else {})
+
+    def note(self, shown: Shown) -> list[str]:
+        """What :attr:`answers` say, in a few short lines."""
+        return [line for answer in self.answers.values() for line in answer.note(shown)]
 
     def __str__(self) -> str:
         return f"{self.name} {self.score:.2f} [{' '.join(str(round(edge)) for edge in self.box)}]"
@@ -115,11 +135,11 @@ class ImageDetections(ImageResult):
     def __getitem__(self, index: int) -> Detection:
         return self.detections[index]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, shown: Shown | None = None) -> dict[str, Any]:
         """Plain data: path, size (height, width) and a list of detections."""
         return {
             **picture_fields(self.path, self.size),
-            "detections": [found.to_dict() for found in self.detections],
+            "detections": [found.to_dict(shown) for found in self.detections],
         }
 
     @staticmethod
@@ -134,15 +154,18 @@ class ImageDetections(ImageResult):
 
     def record(self, shown: Shown) -> dict[str, Any]:
         """See :meth:`to_dict`."""
-        return self.to_dict()
+        return self.to_dict(shown)
 
     def found(self) -> list[str]:
         """The class of every detection."""
         return [found.name for found in self.detections]
 
     def draw(self, pixels: Pixels, shown: Shown) -> Pixels:
-        """Boxes with name and score."""
-        return _draw_boxes(pixels, [(found.box, found.label, found.score, found.name) for found in self.detections])
+        """Boxes with name and score, and what a second model says of what is in them."""
+        entries = [(found.box, found.label, found.score, found.name) for found in self.detections]
+        return _draw_notes(
+            _draw_boxes(pixels, entries), [(found.box, found.label, found.note(shown)) for found in self.detections]
+        )
 
     def __str__(self) -> str:
         return f"{picture_title(self.path, self.size)}: {', '.join(map(str, self.detections)) or 'nothing found'}"
@@ -216,6 +239,18 @@ class ImageClasses(ImageResult):
         frame = (0.0, 0.0, float(self.size[1]), float(self.size[0]))
         return _draw_boxes(pixels, [(frame, best.label, best.probability, best.name)])
 
+    def draw_beside(self, pixels: Pixels, shown: Shown, title: str) -> Pixels:
+        """A panel of the most probable classes."""
+        from mnvision.visualize_faces import draw_attribute_panel  # loads matplotlib, as below
+
+        listed = [(entry.name, entry.probability, True) for entry in self.top(shown.topk)]
+        return draw_attribute_panel(pixels, listed, self.class_names, title=title)
+
+    def note(self, shown: Shown) -> list[str]:
+        """The most probable class."""
+        best = self.top(1)[0]
+        return [f"{best.name} {best.probability:.2f}"]
+
     def __str__(self) -> str:
         return f"{picture_title(self.path, self.size)}: {', '.join(map(str, self.top()))}"
 
@@ -232,6 +267,23 @@ def _draw_boxes(pixels: Pixels, entries: Sequence[tuple[tuple[float, ...], int, 
         np.array([score for _, _, score, _ in entries], np.float64),
         [names.get(label, "") for label in range(max(names, default=-1) + 1)],
     )
+
+
+def _draw_notes(pixels: Pixels, notes: Sequence[tuple[tuple[float, ...], int, Sequence[str]]]) -> Pixels:
+    """Short lines beside boxes (xyxy in the picture's pixels) of a label; the first is drawn last, hence on top."""
+    if not any(lines for _, _, lines in notes):
+        return pixels
+    from mnvision.visualize_notes import draw_notes  # loads matplotlib, as above
+
+    return draw_notes(pixels, notes)
+
+
+def plain_answers(answers: Mapping[str, ImageResult], shown: Shown) -> dict[str, Any]:
+    """Results of several heads as plain data, without the path and the size that they have in common."""
+    return {
+        name: {key: value for key, value in answer.record(shown).items() if key not in ("path", "size")}
+        for name, answer in answers.items()
+    }
 
 
 def picture_fields(path: Path | None, size: tuple[int, int]) -> dict[str, Any]:

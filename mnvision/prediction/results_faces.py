@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from mnvision.prediction.results import ImageResult, Pixels, Shown, picture_fields, picture_title
 
+_NOTED = 4  # attributes beside a box
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -94,6 +96,10 @@ class ImageAttributes(ImageResult):
 
     def draw(self, pixels: Pixels, shown: Shown) -> Pixels:
         """The picture, enlarged where it is small, with a panel of attributes beside it."""
+        return self.draw_beside(pixels, shown, "")
+
+    def draw_beside(self, pixels: Pixels, shown: Shown, title: str) -> Pixels:
+        """See :meth:`draw`."""
         from mnvision.visualize_faces import draw_attribute_panel  # loads matplotlib, as in results.py
 
         items = list(self) if shown.attributes == "all" else self.above()
@@ -102,7 +108,12 @@ class ImageAttributes(ImageResult):
             [(item.name, item.probability, item.decision) for item in items],
             self.class_names,
             everything=shown.attributes == "all",
+            title=title,
         )
+
+    def note(self, shown: Shown) -> list[str]:
+        """The most probable ones of those that are there."""
+        return [f"{item.name.replace('_', ' ')} {item.probability:.2f}" for item in self.above()[:_NOTED]]
 
     def __str__(self) -> str:
         there = ", ".join(map(str, self.above())) or f"none of {len(self)} attributes"

@@ -121,6 +121,14 @@ class ImageLocation(ImageResult):
 
         return draw_location_panel(pixels, self)
 
+    def draw_beside(self, pixels: Pixels, shown: Shown, title: str) -> Pixels:
+        """See :meth:`draw`; maps need no title."""
+        return self.draw(pixels, shown)
+
+    def note(self, shown: Shown) -> list[str]:
+        """The answered coordinates."""
+        return [position_text(self.latitude, self.longitude)]
+
     def __str__(self) -> str:
         return f"{picture_title(self.path, self.size)}: {', '.join(map(str, self.top(_PRINTED)))}"
 

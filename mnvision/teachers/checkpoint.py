@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnvision.build import build
-from mnvision.checkpoints import load_model, read_metadata
+from mnvision.build import build, build_model
+from mnvision.checkpoints import Metadata, load_model, load_weights, read_metadata
 from mnvision.errors import UserError
+from mnvision.merging import one_head
 from mnvision.teachers.base import Outputs, Resolution, Teacher
 from mnvision.teachers.spec import KINDS
 from mnvision.transforms.resize import as_resolution
@@ -28,10 +29,11 @@ class CheckpointTeacher(Teacher):
         resolution: Side of its input in pixels; None is the one it was trained at. An SSD's default boxes follow it.
         features: Strides of the backbone's maps to give as well, as "features_<stride>".
         detections: Give an SSD's finished detections (for pseudo-labels) and not its raw outputs.
+        head: Of a checkpoint of several heads, the one that teaches; None where only one can.
 
     Raises:
         UserError: Not a checkpoint of ours, a stride that its backbone does not have, ``detections`` of a model
-            that has none, or a resolution it cannot run at.
+            that has none, a resolution it cannot run at, or a head that is not there.
     """
 
     def __init__(
@@ -40,12 +42,12 @@ class CheckpointTeacher(Teacher):
         resolution: Resolution | None = None,
         features: Sequence[int] = (),
         detections: bool = False,
+        head: str | None = None,
     ) -> None:
         super().__init__()
         path = Path(path)
         name = f"teacher {path}"
-        config = None if resolution is None else _resized(read_metadata(path).model, resolution, name)
-        self.model, metadata = load_model(path, config)
+        self.model, metadata = _load(path, resolution, head, name)
         kind = self.model.kind
         if kind not in KINDS:
             raise UserError(f"{name} is a {kind} checkpoint, which cannot teach: give one of {', '.join(KINDS[:-1])}")
@@ -107,6 +109,22 @@ class CheckpointTeacher(Teacher):
             raise UserError(f"{name}: teacher.features={self.feature_strides}: {error}") from None
         backbone.load_state_dict(self.model.backbone.state_dict())
         self.model.backbone = backbone
+
+
+def _load(path: Path, resolution: Resolution | None, head: str | None, name: str) -> tuple[Any, Metadata]:
+    """A single-task model in eval mode, and its metadata."""
+    metadata = read_metadata(path)
+    if metadata.kind != "multitask":
+        if head is not None:
+            raise UserError(f"{name} is a {metadata.kind} checkpoint of one head: leave teacher.head out")
+        return load_model(path, None if resolution is None else _resized(metadata.model, resolution, name))
+    part = one_head(path, head, (*OUTPUTS, "face_embeddings", "detection"), "teacher.head")
+    single = part.metadata
+    if resolution is not None:
+        single.model = _resized(single.model, resolution, name)
+    model = build_model(single.model)
+    load_weights(model, part.weights, path)
+    return model.eval(), single
 
 
 def _resized(model: Mapping[str, Any], resolution: Resolution, name: str) -> dict[str, Any]:

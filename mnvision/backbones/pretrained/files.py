@@ -163,6 +163,9 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if isinstance(entry, Mapping):
         model = entry.get("model")
         model = model if isinstance(model, Mapping) else {}
+        heads = model.get("heads")
+        if isinstance(heads, Mapping) and heads:  # of several heads, which have the backbone's settings in common
+            model = next(iter(heads.values()))
         backbone = model.get("backbone")
         known = _constructor_defaults() | dict(backbone) if isinstance(backbone, Mapping) else {}
         known |= {name: model.get(name) for name in ("mean", "std")}

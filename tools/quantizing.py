@@ -1,0 +1,163 @@
+"""Fine-tuning for int8: what a run with ``quantize=qat`` takes from its checkpoint, and how its task is prepared."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from mnvision.build import locate
+from mnvision.checkpoints import Metadata, load_model, read_metadata
+from mnvision.errors import UserError
+from tools.cli import flag_words, merge_overrides, quoted, take
+
+log = logging.getLogger("mnvision")
+
+KINDS = ("classification", "face_attributes", "face_embeddings", "geolocation", "detection")
+# What belongs to the float training of the checkpoint and not to the short one behind it.
+TRAINING = [
+    *("hydra", "trainer", "callbacks", "logger", "debug", "ckpt_path", "resume", "quantize", "paths.output_dir"),
+    *("optimizer", "scheduler", "teacher", "distill", "init_from", "init_head", "fine_tuning"),
+    *("backbone.pretrained", "backbone.fit_width"),
+]
+# Of these a checkpoint with other classes than the data's can learn from its own answers.
+MAPPED = ("classification", "detection")
+
+Adjust = Callable[[dict[str, Any], list[str], DictConfig], dict[str, Any]]
+
+
+def expand_quantize(words: list[str]) -> list[str]:
+    """Put the overrides of the checkpoint's own run before those given now, and make the checkpoint the teacher.
+
+    Raises:
+        UserError: ``quantize`` without a checkpoint that could be quantised.
+    """
+    asked, _ = take(words, "quantize")
+    if asked is None or take(words, "resume")[0]:
+        return words
+    path, rest = take(words, "init_from")
+    if take(rest, "task")[0] == "multitask":
+        raise UserError(f"quantize={asked} is for models of one head: leave task=multitask out")
+    metadata = _checkpoint(path, asked)
+    stored = merge_overrides(metadata.overrides, rest, TRAINING)
+    task, own = take(rest, "task")[0], take(metadata.overrides, "task")[0]
+    if task is not None and task != own:
+        stored = [word for word in stored if word.startswith("backbone.")]
+    elif task is None and own is None:
+        raise UserError(f"{path} does not say which task it was trained for: add task=NAME")
+    sigmoid = metadata.model.get("decoder", {}).get("classification") == "sigmoid"
+    if sigmoid and not any(word.startswith("loss=") for word in [*stored, *rest]):
+        stored.append("loss=multibox_focal")  # of a published detector, whose answers the default would misread
+    if not any(word.startswith("teacher=") for word in rest):
+        stored += ["teacher=checkpoint", f"teacher.path={quoted(str(path))}"]
+    if not {"-m", "--multirun"} & set(flag_words(words)):
+        stored.append("hydra.mode=RUN")  # where the checkpoint's task is a sweep by itself
+    return [*stored, f"init_from={quoted(str(path))}", *rest]
+
+
+def _checkpoint(path: str | None, asked: str) -> Metadata:
+    """What a checkpoint says of itself, once it is known to be one that can be quantised.
+
+    Raises:
+        UserError: It cannot.
+    """
+    from mnvision.export.runtime import is_exported
+
+    if path in (None, "", "null"):
+        raise UserError(f"quantize={asked} fine-tunes a trained checkpoint: give init_from=best.ckpt")
+    if is_exported(path):
+        raise UserError(f"init_from={path} is an exported file, which learns no more: give the .ckpt it was made of")
+    metadata = read_metadata(path)
+    if metadata.kind not in KINDS:
+        raise UserError(f"init_from={path} is a {metadata.kind} model; quantize={asked} is for {', '.join(KINDS)}")
+    return metadata
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint's model that computes as its int8 file will.
+
+    Attributes:
+        model: In training mode, with the checkpoint's weights.
+        ranges: Of its activations, not yet measured.
+        metadata: Of the checkpoint; its ``model`` is the config of the model.
+    """
+
+    model: Any
+    ranges: Any
+    metadata: Metadata
+
+    def prepare(self, task: Any, cfg: DictConfig, data: Any) -> None:
+        """Measure the ranges and give the task what it needs to go on where the checkpoint ended.
+
+        Raises:
+            UserError: The data do not fit the checkpoint.
+        """
+        stored = self.metadata
+        task.metadata.category_ids = list(stored.category_ids)
+        task.metadata.calibration = deepcopy(stored.calibration)
+        task.quantization = self.ranges  # a submodule: saved, restored and synchronised with the task
+        if data.labelled:
+            task.prepare_evaluation(data, "val")
+        elif stored.class_names:
+            data.adopt(stored.class_names)
+        self._check_classes(list(data.class_names), float(cfg.distill.labels))
+        if cfg.ckpt_path:
+            return
+        pictures = self.ranges.measure(self.model, data.train_dataloader(), _batches(cfg))
+        log.info(
+            "int8: %d layers are rounded as in the exported file; ranges measured on %d training pictures",
+            len(self.ranges.names),
+            pictures,
+        )
+
+    def _check_classes(self, given: Sequence[str], labels: float) -> None:
+        own = self.metadata.class_names
+        if not own or list(given) == own or (self.metadata.kind in MAPPED and labels == 0):
+            return
+        raise UserError(
+            f"the checkpoint has {len(own)} classes and the data {len(given)}, or in another order: give the data it "
+            "was trained on"
+            + (", or distill.labels=0 to learn from the float model alone" if self.metadata.kind in MAPPED else "")
+        )
+
+
+def start(cfg: DictConfig, adjust: Adjust, words: Sequence[str]) -> Start:
+    """The model that ``init_from`` names, to be fine-tuned for int8.
+
+    Args:
+        cfg: The whole config.
+        adjust: Applies what the words change of a stored model config, or refuses them.
+        words: The command line's overrides.
+
+    Raises:
+        UserError: There is no such checkpoint, or it is not one for this config.
+    """
+    from mnvision.quantization.layers import quantize
+
+    path = cfg.init_from
+    metadata = _checkpoint(path, "qat")
+    wanted = locate(cfg.model._target_).kind  # type: ignore[attr-defined]
+    if metadata.kind != wanted:
+        raise UserError(f"init_from={path} is a {metadata.kind} model, but this task is {wanted}: leave out task=...")
+    alpha = metadata.model["backbone"]["alpha"]
+    if cfg.backbone.alpha != alpha:
+        raise UserError(f"backbone.alpha={cfg.backbone.alpha}, but {path} has {alpha}: leave it out")
+    if cfg.backbone.get("pretrained"):
+        raise UserError(f"init_from={path} and backbone.pretrained={cfg.backbone.pretrained}: keep the first alone")
+    given = [word for word in words if word not in metadata.overrides]
+    model, metadata = load_model(Path(path), adjust(metadata.model, given, cfg))
+    model, ranges = quantize(model.train(), cfg.quantize.momentum, cfg.quantize.weights)
+    return Start(model, ranges, metadata)
+
+
+def _batches(cfg: DictConfig) -> int:
+    count = cfg.quantize.batches
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UserError(f"quantize.batches={count}: give a whole number of at least 1")
+    return count
