@@ -1,10 +1,11 @@
 # The one door: everything below creates .venv and installs on first use.
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-faces test test-slow test-all lint types check format bench env-litert clean
+.PHONY: help install demo demo-faces test test-slow test-all lint types check format bench env-litert env-ultralytics clean
 
 PYTHON ?= python3.11
 VENV   := .venv
 LITERT := .venv-litert
+ULTRALYTICS := .venv-ultralytics
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RUNS   ?= runs
@@ -72,5 +73,9 @@ env-litert:  ## Make .venv-litert, where format=litert converts: it needs an old
 	$(PYTHON) -m venv $(LITERT)
 	$(LITERT)/bin/pip install --quiet --disable-pip-version-check -e '.[litert]'
 
+env-ultralytics:  ## Make .venv-ultralytics, a contestant of benchmarks/exported_duel.py (6 GB; AGPL-3.0)
+	$(PYTHON) -m venv $(ULTRALYTICS)
+	$(ULTRALYTICS)/bin/pip install --quiet --disable-pip-version-check ultralytics onnx onnxruntime onnxslim
+
 clean:  ## Remove .venv and caches; runs and data stay
-	rm -rf $(VENV) $(LITERT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LITERT) $(ULTRALYTICS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ NAMES = (
     "startup",
     "memory",
     "teacher_cache",
+    "exported_duel",
     "cuda_step",
 )
 

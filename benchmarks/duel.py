@@ -33,11 +33,15 @@ class Sample:
         seconds: Its duration.
         units: What was done in it, e.g. images.
         foreign_cores: Cores that other processes kept busy meanwhile, None where the system does not tell.
+        times_ms: Of each unit, where the work tells them.
+        cpu_ms: Processor time per unit, likewise.
     """
 
     seconds: float
     units: int
     foreign_cores: float | None = None
+    times_ms: Sequence[float] = ()
+    cpu_ms: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -52,10 +56,11 @@ class Contestant:
     Attributes:
         name: Row of the table.
         target: ``module:function``; called once with ``options``, gives a callable that does one round and
-            returns the number of units done.
+            returns the number of units done, or how many milliseconds each of them took.
         options: Keyword arguments, plain data.
         tuned: Set the allocator as mnvision's tools do, else leave the process as the system made it.
         threads: Threads of torch and OpenCV; None leaves their defaults.
+        python: Interpreter of another environment; None is this one.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Contestant:
     options: Mapping[str, Any] = field(default_factory=dict)
     tuned: bool = False
     threads: int | None = None
+    python: str | None = None
 
 
 Samples = dict[str, list[Sample]]
@@ -114,7 +120,12 @@ def ratio_table(title: str, samples: Mapping[str, Sequence[Sample]], pairs: Sequ
 
 def raw(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[dict[str, Any]]]:
     """Samples as plain data for the JSON file."""
-    return {name: [vars(sample) for sample in found] for name, found in samples.items()}
+    return {name: [_told(sample) for sample in found] for name, found in samples.items()}
+
+
+def _told(sample: Sample) -> dict[str, Any]:
+    untold = () if sample.times_ms else ("times_ms", "cpu_ms")
+    return {key: value for key, value in vars(sample).items() if key not in untold}
 
 
 def _busy(samples: Sequence[Sample]) -> str:
@@ -128,9 +139,9 @@ def _process(contestant: Contestant) -> Iterator[subprocess.Popen[str]]:
     environment |= {"PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
     if contestant.threads is not None:
         environment["OMP_NUM_THREADS"] = str(contestant.threads)
-    order = {"target": contestant.target, "options": dict(contestant.options)}
+    order: dict[str, Any] = {"target": contestant.target, "options": dict(contestant.options)}
     order |= {"tuned": contestant.tuned, "threads": contestant.threads}
-    command = [sys.executable, "-m", "benchmarks.worker", json.dumps(order)]
+    command = [contestant.python or sys.executable, "-m", "benchmarks.worker", json.dumps(order)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
     )

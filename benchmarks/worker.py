@@ -15,6 +15,8 @@ from typing import Any
 from mnvision.latency.machine import busy_seconds
 from mnvision.runtime import tune_allocator
 
+Work = Callable[[], int | list[float]]
+
 
 def main() -> None:
     """Answer on standard output in JSON, one line per round; libraries' own prints go to standard error."""
@@ -27,7 +29,7 @@ def main() -> None:
         answers.write(json.dumps(measure(run)) + "\n")
 
 
-def prepare(order: dict[str, Any]) -> Callable[[], int]:
+def prepare(order: dict[str, Any]) -> Work:
     """Make the settings of the process, then build the work."""
     if order["tuned"]:
         tune_allocator()
@@ -38,19 +40,23 @@ def prepare(order: dict[str, Any]) -> Callable[[], int]:
         torch.set_num_threads(order["threads"])
         cv2.setNumThreads(order["threads"])
     module, function = order["target"].split(":")
-    run: Callable[[], int] = getattr(importlib.import_module(module), function)(**order["options"])
+    run: Work = getattr(importlib.import_module(module), function)(**order["options"])
     return run
 
 
-def measure(run: Callable[[], int]) -> dict[str, Any]:
+def measure(run: Work) -> dict[str, Any]:
     """Time one round, and see how busy other processes kept the machine."""
-    busy, own, start = busy_seconds(), own_seconds(), time.perf_counter()
-    units = run()
+    busy, own, cpu, start = busy_seconds(), own_seconds(), time.process_time(), time.perf_counter()
+    done = run()
     seconds = time.perf_counter() - start
+    found: dict[str, Any] = {"seconds": seconds, "units": done if isinstance(done, int) else len(done)}
+    if not isinstance(done, int):
+        # One more was done than was timed: the first call of a round is not counted.
+        found |= {"times_ms": done, "cpu_ms": (time.process_time() - cpu) / (len(done) + 1) * 1000}
     if busy is None:
-        return {"seconds": seconds, "units": units}
+        return found
     foreign = ((busy_seconds() or busy) - busy - (own_seconds() - own)) / seconds
-    return {"seconds": seconds, "units": units, "foreign_cores": max(round(foreign, 3), 0.0)}
+    return found | {"foreign_cores": max(round(foreign, 3), 0.0)}
 
 
 def own_seconds() -> float:

@@ -30,7 +30,8 @@ def compose(*overrides: str):
 def test_every_task_composes_and_resolves(task: str):
     cfg = OmegaConf.to_container(compose(f"task={task}"), resolve=True)
     assert cfg["task"]["_target_"].startswith("tasks.")
-    assert cfg["model"]["_target_"].startswith("mnvision.models.")
+    module = "mnvision.multitask." if task == "multitask" else "mnvision.models."
+    assert cfg["model"]["_target_"].startswith(module)
 
 
 def test_resolution_and_alpha_flow_by_themselves_whatever_the_order():
@@ -157,6 +158,8 @@ def test_exit_code_two_and_no_traceback_for_a_typo(tmp_path: Path):
         "paper",
         "export",
         "prove",
+        "merge",
+        "same",
     ],
 )
 def test_help_fits_a_screen_and_shows_an_example(tool: str, tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from mnvision.errors import UserError
 from mnvision.export.appended import append_text, appended_text
 from mnvision.export.base import Format, Wish
 from mnvision.export.exporter import export
-from mnvision.export.litert import LiteRT
+from mnvision.export.litert import VARIABLE, LiteRT
 from mnvision.export.onnx import Onnx
 from mnvision.export.pt2 import Pt2
 from mnvision.export.runtime import is_exported, open_file
-from tests.builders_export import SIDE, build, pictures, save
+from tests.builders_export import SIDE, build, litert_form, pictures, save
 from tests.builders_models import files_below, picture
 
 
@@ -79,13 +78,16 @@ def test_programs_of_torch_export(kind: str, resize: bool, tmp_path: Path):
         mnvision.load(damaged)
 
 
-def test_litert_needs_an_environment_of_its_own_and_says_which():
+def test_litert_needs_an_environment_of_its_own_and_says_which(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("ai_edge_litert")
     if _has("litert_torch"):
         pytest.skip("litert-torch is installed here")
-    with pytest.raises(UserError, match=r"make env-litert, then add converter=\.venv-litert/bin/python"):
+    monkeypatch.setenv(VARIABLE, "/elsewhere/python")
+    with pytest.raises(
+        UserError, match=r"no converter /elsewhere/python; .* make env-litert makes .*litert/bin/python"
+    ):
         LiteRT().require()
-    with pytest.raises(UserError, match="is no program"):
+    with pytest.raises(UserError, match="no converter /nowhere/python"):
         LiteRT("/nowhere/python").require()
     LiteRT(shutil.which("true")).require()
 
@@ -99,12 +101,10 @@ def test_a_converter_that_fails_leaves_nothing_and_says_why(tmp_path: Path):
 
 
 def test_litert_files_answer_as_torch_does(tmp_path: Path):
-    """Where an environment with litert-torch is named by MNVISION_LITERT_PYTHON."""
-    converter = os.environ.get("MNVISION_LITERT_PYTHON")
-    if not converter:
-        pytest.skip("MNVISION_LITERT_PYTHON names no environment with litert-torch")
+    """Where ``make env-litert`` was run, or MNVISION_LITERT_PYTHON names an environment with litert-torch."""
+    form = litert_form()
     save(tmp_path / "d.ckpt", "detection")
-    done = export(tmp_path / "d.ckpt", LiteRT(converter), Wish(batch=1, nms=False))
+    done = export(tmp_path / "d.ckpt", form, Wish(batch=1, nms=False))
     same_as_torch(done.path, "detection", 2)
 
 

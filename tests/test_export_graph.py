@@ -128,7 +128,7 @@ def file_metadata(tmp_path: Path, kind: str = "face_attributes") -> FileMetadata
     save(tmp_path / "a.ckpt", kind, run={"seed": 3, "paths": {"output_dir": "/home/me/runs/faces/2026-01-31"}})
     model, metadata = load_model(tmp_path / "a.ckpt")
     graph = build_graph(model, GraphOptions())
-    return describe(metadata, graph, None, "fp32", tmp_path / "a.ckpt", weights_digest(model.state_dict()))
+    return describe(metadata, graph, None, "fp32", tmp_path / "a.ckpt", model)
 
 
 def test_metadata_survive_as_text_and_name_no_folder_of_the_users(tmp_path: Path):

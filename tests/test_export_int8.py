@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 import mnvision
 from mnvision.errors import UserError
@@ -18,80 +17,21 @@ from mnvision.export.calibration import Calibration, Samples, read_samples
 from mnvision.export.exporter import export
 from mnvision.export.parity import drawn_pictures
 from mnvision.export.runtime import open_file
-from mnvision.files import whole_file
 from tests.builders_export import SIDE, save
 from tests.builders_models import files_below
+from tests.builders_tinted import COUNT, onnx_form, planes, settle, tinted, write_pictures
 from tools import cli
 from tools.export import calibration_of
 
 INT8 = Wish("int8")
-COUNT = 40
-
-
-def tinted(count: int, side: int) -> NDArray[np.uint8]:
-    """``(N, side, side, 3)``: drawn scenes, each with one of its three colours brightened in turn."""
-    images = drawn_pictures((side, side), count)
-    tint = np.eye(3)[np.arange(count) % 3][:, None, None] * 0.8 + 0.2
-    return (images * tint).astype(np.uint8)
-
-
-def planes(images: NDArray[np.uint8]) -> torch.Tensor:
-    """``(N, 3, side, side)``."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tinted scenes, no two alike."""
-    import cv2
-
     folder = tmp_path_factory.mktemp("scenes")
-    for number, pixels in enumerate(tinted(COUNT, 96)):
-        cv2.imwrite(str(folder / f"{number:03}.png"), pixels[:, :, ::-1])
+    write_pictures(folder, tinted(COUNT, 96))
     return folder
-
-
-def settle(path: Path) -> None:
-    """Make layers that pass their input on, a little changed, and a classifier that tells the tints by their means.
-
-    Random layers amplify rounding, one after the other: what int8 does to them says nothing of trained ones.
-    """
-    from mnvision.checkpoints import load_model
-
-    model, _ = load_model(path)
-    images = planes(tinted(COUNT, SIDE))
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for module in model.backbone.modules():
-            if isinstance(module, torch.nn.Conv2d) and module.in_channels > 3:
-                weight = 0.02 * torch.randn_like(module.weight)
-                rows, middle = torch.arange(module.out_channels), module.kernel_size[0] // 2
-                weight[rows, rows % weight.shape[1], middle, middle] += 1
-                module.weight.copy_(weight)
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None
-                module.reset_running_stats()
-                module.weight.fill_(1)
-                module.bias.fill_(2)
-        model.train()(images)
-        if model.kind == "classification":
-            pooled = model.eval().features(images)[-1].mean((2, 3))
-            means = torch.stack([pooled[start::3].mean(0) for start in range(3)]) - pooled.mean(0)
-            model.head.fc.weight.copy_(4 * means / means.square().sum(1, keepdim=True))
-            model.head.fc.bias.copy_(-model.head.fc.weight @ pooled.mean(0))
-    content = torch.load(path, weights_only=True)
-    content["state_dict"] = {f"model.{name}": value for name, value in model.state_dict().items()}
-    with whole_file(path) as target:
-        torch.save(content, target)
-
-
-def onnx_form():
-    """The format, where its packages are installed."""
-    for name in ("nncf", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name)
-    from mnvision.export.onnx import Onnx
-
-    return Onnx()
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +92,8 @@ def test_the_file_says_what_it_is_and_what_was_measured(classifier: Path):
     summary = json.loads((classifier / "c_int8_layers.json").read_text())
     assert summary["agreement"] == pytest.approx(metadata.quantization["agreement"], abs=1e-6)
     assert summary["bytes"] == (classifier / "c_int8.onnx").stat().st_size
+    whole = export(classifier / "c.ckpt", onnx_form(), Wish(), classifier / "fp32" / "c.onnx")
+    assert summary["float_bytes"] == pytest.approx(whole.size, rel=0.001)  # but for what the metadata say
     with (classifier / "c_int8_layers.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == len(summary["layers"]) == 28
@@ -166,11 +108,11 @@ def test_layers_stay_in_float_until_no_more_decisions_change_than_allowed(
     classifier: Path, scenes: Path, tmp_path: Path, monkeypatch
 ):
     """The measured agreement is replaced, so that it takes three attempts; what is written is real."""
-    from mnvision.export import int8_file
+    from mnvision.export import judge
     from mnvision.export.agreement import Agreement
 
     shares = iter((0.90, 0.96, 0.995))
-    monkeypatch.setattr(int8_file, "agreement", lambda *rest: Agreement(next(shares), "of them"))
+    monkeypatch.setattr(judge, "agreement", lambda *rest: Agreement(next(shares), "of them"))
     asked = Calibration(8, 8, max_drop=0.01)
     done = export(classifier / "c.ckpt", onnx_form(), INT8, tmp_path / "c.onnx", scenes, calibration=asked)
     kept = open_file(done.path).session.metadata.quantization["float_layers"]
@@ -184,12 +126,13 @@ def test_layers_stay_in_float_until_no_more_decisions_change_than_allowed(
 
 
 def test_a_file_that_decides_otherwise_is_not_kept(classifier: Path, scenes: Path, tmp_path: Path, monkeypatch):
-    from mnvision.export import int8_file
+    from mnvision.export import int8_onnx, judge
     from mnvision.export.agreement import Agreement
 
-    monkeypatch.setattr(int8_file, "quantized", lambda proto, *rest: proto)
-    monkeypatch.setattr(int8_file, "agreement", lambda *rest: Agreement(0.79, "of 8 keep"))
-    with pytest.raises(UserError, match=r"not kept: 79\.0 % of 8 keep, 80\.0 % needed; give more pictures="):
+    monkeypatch.setattr(int8_onnx, "quantized", lambda proto, *rest: proto)
+    monkeypatch.setattr(judge, "agreement", lambda *rest: Agreement(0.79, "of 8 keep"))
+    text = r"loses 21\.0% of the decisions \(0\.2 allowed\), so it was not kept: 79\.0 % of 8 keep; max_drop=0\.02"
+    with pytest.raises(UserError, match=text):
         export(classifier / "c.ckpt", onnx_form(), INT8, tmp_path / "c.onnx", scenes, calibration=Calibration(8, 8))
     assert files_below(tmp_path) == set()
 
@@ -249,7 +192,9 @@ def test_samples_are_disjoint_and_the_same_every_time(scenes: Path):
             return type("Prepared", (), {"pixels": np.full((2, 2, 3), int(path.stem), np.uint8)})
 
     def numbers(samples: Samples) -> tuple[set[int], set[int]]:
-        return set(samples.calibration[:, 0, 0, 0].tolist()), set(samples.held_out[:, 0, 0, 0].tolist())
+        return set(samples.calibration[:, 0, 0, 0].tolist()), {
+            int(picture.pixels[0, 0, 0]) for picture in samples.held_out
+        }
 
     for limit, held, expected in ((8, 8, (8, 8)), (256, 256, (30, 10)), (36, 256, (30, 10)), (8, 256, (8, 32))):
         first = numbers(read_samples(scenes, Named(), Calibration(limit, held)))
@@ -288,6 +233,7 @@ def test_too_few_pictures_are_refused(tmp_path: Path, scenes: Path):
         ("calibration.limit=2", "calibration.limit=2: give a whole number of at least 8"),
         ("calibration.held_out=x", "calibration.held_out=x"),
         ("report=maybe", "report=maybe: give true or false"),
+        ("latency=often", "latency=often: give true or false"),
         ("max_drop=2", "max_drop=2: give the share"),
         ("max_drop=few", "max_drop=few: give the share"),
     ],

@@ -98,6 +98,15 @@ def test_views_are_replayed():
         assert views == sorted((position, (epoch + again) % 3) for position in range(4) for again in (0, 1))
 
 
+def test_an_epoch_is_entered_anywhere():
+    sampler = IdentitySampler(labels_of([4] * 12), 3, 2, rank=0, world_size=1)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    sampler.start = 18
+    assert list(sampler) == whole[18:]
+    assert list(sampler) == whole  # only once
+
+
 def test_unknown_pictures_are_not_shown():
     labels = np.array([-1, 3, 3, -1, 8, 8, 8])
     sampler = IdentitySampler(labels, 2, 2, rank=0, world_size=1)

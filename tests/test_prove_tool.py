@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from mnvision.checkpoints import KEY
+from mnvision.errors import UserError
 from mnvision.export.base import Wish
 from mnvision.export.exporter import export
-from mnvision.export.pt2 import Pt2
+from mnvision.export.pt2 import Pt2, Pt2Session
 from tests.builders import make_image_folder, make_tiny_coco
 from tests.builders_export import SIDE, save
 from tests.builders_faces import make_tiny_celeba
@@ -115,6 +116,19 @@ def test_a_file_of_any_task_is_proven_by_the_score_that_evaluation_gives(
     assert "every file passes" in (tmp_path / "prove.md").read_text()
 
 
+@pytest.mark.slow
+def test_a_detector_without_suppression_inside_is_proven_too(
+    exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = exported("detection")
+    export(folder / "a.ckpt", Pt2(), Wish(nms=False), folder / "raw.pt2")
+    assert prove(monkeypatch, folder, f"output={tmp_path}", files="a.pt2,raw.pt2") == 0
+    inside, outside = json.loads((tmp_path / "prove.json").read_text())["files"]
+    assert outside["score"] == pytest.approx(inside["score"], abs=1e-6)
+    assert outside["differences"]["flipped"] == 0
+    assert outside["differences"]["decisions"] == inside["differences"]["decisions"] > 0
+
+
 def test_changed_weights_fail_with_a_picture_of_the_worst(
     exported: Callable[[str], Path],
     tmp_path: Path,
@@ -149,6 +163,40 @@ def test_changed_weights_fail_with_a_picture_of_the_worst(
     assert "tampered.onnx fails: " in capsys.readouterr().out
     wide = ("tolerance.output=1", "tolerance.flips=1", "tolerance.metric=1", "worst=0")
     assert prove(monkeypatch, folder, *wide, f"output={tmp_path}", files="tampered.onnx") == 0
+
+
+def test_a_file_that_is_not_whole_fails_beside_the_others(
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    folder = exported("classification")
+    (folder / "cut.pt2").write_bytes((folder / "a.pt2").read_bytes()[:-2000])
+    (folder / "text.tflite").write_text("no model")
+    shutil.copy(folder / "a.pt2", folder / "tired.pt2")
+    run = Pt2Session.run
+
+    def failing(self: Pt2Session, images: Any) -> Any:
+        if self.path.name == "tired.pt2":
+            raise UserError("tired.pt2: torch failed on (9, 3, 64, 64)")
+        return run(self, images)
+
+    monkeypatch.setattr(Pt2Session, "run", failing)
+    files = "cut.pt2,a.pt2,text.tflite,tired.pt2"
+    assert prove(monkeypatch, folder, "limit=9", f"output={tmp_path}", files=files) == 1
+    found = {file["name"]: file for file in json.loads((tmp_path / "prove.json").read_text())["files"]}
+    assert list(found) == files.split(",")
+    assert [file["passed"] for file in found.values()] == [False, True, False, False]
+    assert found["a.pt2"]["differences"]["largest"] < 1e-4
+    for name in ("cut.pt2", "text.tflite", "tired.pt2"):
+        assert (found[name]["differences"], found[name]["score"], found[name]["figure"]) == (None, None, None)
+    assert found["cut.pt2"]["failures"][0].startswith("it cannot be opened: ")
+    assert "holds no 'mnvision' metadata" in found["text.tflite"]["failures"][0]
+    assert found["tired.pt2"]["failures"] == ["tired.pt2: torch failed on (9, 3, 64, 64)"]
+    assert "tired.pt2 fails: tired.pt2: torch failed" in capsys.readouterr().out
+    assert prove(monkeypatch, folder, files="cut.pt2") == 2  # nothing was measured
+    assert "it cannot be opened" in capsys.readouterr().err
 
 
 def test_what_a_file_says_of_itself_is_compared_too(

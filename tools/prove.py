@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from mnvision.errors import UserError
 from tools.cli import check_overrides, command, compose_config, quoted
 from tools.evaluate import expand_checkpoint
+from tools.heads import compose_head, words_by_head
 
 if TYPE_CHECKING:
     from mnvision.latency.subjects import Candidate
@@ -69,8 +70,13 @@ def check(cfg: DictConfig) -> list[str]:
     return files
 
 
-def open_data(cfg: DictConfig, reference: Predictor[Any]) -> Any:
+def open_data(cfg: DictConfig, reference: Predictor[Any], head: str) -> Any:
     """The data module of the checkpoint's run, or another one that is asked for.
+
+    Args:
+        cfg: The command's config.
+        reference: Of the checkpoint, or of one head of it.
+        head: The head's name, where there are several.
 
     Raises:
         UserError: It cannot be composed or read.
@@ -81,6 +87,8 @@ def open_data(cfg: DictConfig, reference: Predictor[Any]) -> Any:
     expanded = expand_checkpoint(words)
     check_overrides("evaluate", expanded)
     evaluation = compose_config("evaluate", expanded)
+    if head:
+        evaluation = compose_head(head, words_by_head(evaluation)[head], evaluation)
     evaluation.backbone.resolution = reference.resolution[0]
     return build_data(evaluation, "test" if cfg.split == "test" else "validate")
 
@@ -101,93 +109,143 @@ def open_reference(checkpoint: str) -> Predictor[Any]:
 
 def open_files(
     reference: Predictor[Any], candidates: Sequence[Candidate], cfg: DictConfig
-) -> tuple[dict[str, Predictor[Any]], list[FileProof]]:
-    """Files by name, and those that are damaged or that no runtime here opens.
+) -> tuple[dict[str, Mapping[str, Predictor[Any]]], list[FileProof]]:
+    """Files by name, of each the predictors by head, and those that are damaged or that no runtime here opens.
 
     Raises:
         UserError: A file of another task or of other classes, or none can be opened.
     """
-    from mnvision.export.judge import predictor_of
     from mnvision.export.runtime import open_file
+    from mnvision.prediction.predictor import make_predictor
     from mnvision.proof.bench import refused_proof
     from mnvision.proof.verdict import metadata_failures, tolerance_for
 
-    found: dict[str, Predictor[Any]] = {}
+    found: dict[str, Mapping[str, Predictor[Any]]] = {}
     refused: list[FileProof] = []
     for candidate in candidates:
         try:
-            predictor = predictor_of(open_file(str(candidate.file)))
+            file = open_file(str(candidate.file))
+            predictor = make_predictor(file, file.metadata.as_checkpoint())
         except UserError as error:
             refused.append(refused_proof(candidate, str(error)))
             continue
-        metadata_failures(reference, predictor, Path(str(candidate.file)))
-        tolerance_for(vars(predictor)["model"].session.metadata.precision, cfg.tolerance)
-        found[candidate.name] = predictor
+        parts = heads_of_file(reference, predictor, Path(str(candidate.file)))
+        for head, part in parts.items():
+            metadata_failures(reference.parts[head], part, Path(str(candidate.file)))
+        tolerance_for(file.metadata.precision, cfg.tolerance)
+        found[candidate.name] = parts
     if not found:
         raise UserError(refused[0].failures[0])
     return found, refused
 
 
-def set_up(cfg: DictConfig, files: list[str]) -> tuple[Bench, list[FileProof]]:
-    """Load everything and ask about every picture; files that cannot be opened beside it."""
+def heads_of_file(reference: Predictor[Any], file: Predictor[Any], path: Path) -> Mapping[str, Predictor[Any]]:
+    """A file's predictors by the checkpoint's heads; a file of one head is that of the same kind and classes.
+
+    Raises:
+        UserError: It answers for none of them.
+    """
+    ours = reference.parts
+    if file.parts.keys() <= ours.keys():
+        return file.parts
+    alike = [name for name, one in ours.items() if (one.kind, one.class_names) == (file.kind, file.class_names)]
+    if "" in ours or not alike:
+        known = ", ".join(ours) if "" not in ours else f"a {reference.kind} model"
+        raise UserError(f"{path} is a {file.kind} file, the checkpoint has {known}: give its own files")
+    return {alike[0]: file}
+
+
+def set_up(cfg: DictConfig, head: str, candidates: Sequence[Candidate], predictors: Sequence[Predictor[Any]]) -> Bench:
+    """Ask the checkpoint, which comes first, and its files about every picture.
+
+    Args:
+        cfg: The command's config.
+        head: Whose answers are compared; empty for a single-task model.
+        candidates: For the timing.
+        predictors: In the same order.
+    """
     from mnvision.latency.contest import progress_line
     from mnvision.proof.answers import gather
     from mnvision.proof.bench import Bench
     from mnvision.proof.scoring import metric_name
     from mnvision.proof.truth import positions_of, scoring_of
-    from tools.benchmark import opened
 
-    candidates = opened([cfg.checkpoint, *files])
-    reference = open_reference(cfg.checkpoint)
-    found, refused = open_files(reference, candidates[1:], cfg)
-    candidates = [candidates[0], *(candidate for candidate in candidates[1:] if candidate.name in found)]
-    predictors = [reference, *found.values()]
-    data = open_data(cfg, reference)
+    reference = predictors[0]
+    data = open_data(cfg, reference, head)
     positions = positions_of(data, cfg.split, reference.kind, cfg.limit)
     scoring = scoring_of(reference, data, cfg.split, positions)
     with progress_line() as report:
         answers = gather(predictors, data.eval_dataset(cfg.split, None), positions, report)
     metric = None if scoring is None else metric_name(cfg.metric, scoring, answers[0], reference.metadata)
-    return Bench(predictors, candidates, data, cfg.split, positions, answers, scoring, metric), refused
+    return Bench(list(predictors), list(candidates), data, cfg.split, positions, answers, scoring, metric, head)
 
 
-def prove(cfg: DictConfig) -> tuple[Proof, Path]:
-    """Measure everything; gives the proof and its folder."""
+def set_up_all(cfg: DictConfig, files: Sequence[str]) -> tuple[list[Bench], list[FileProof]]:
+    """One bench, or one for each head that a file answers for; and the files that cannot be opened."""
+    from tools.benchmark import opened
+
+    candidates = opened([cfg.checkpoint, *files])
+    reference = open_reference(cfg.checkpoint)
+    found, refused = open_files(reference, candidates[1:], cfg)
+    benches = []
+    for head, part in reference.parts.items():
+        own = [candidate for candidate in candidates[1:] if head in found.get(candidate.name, {})]
+        if own:
+            predictors = [part, *(found[candidate.name][head] for candidate in own)]
+            benches.append(set_up(cfg, head, [candidates[0], *own], predictors))
+    return benches, refused
+
+
+def prove_bench(bench: Bench, cfg: DictConfig, folder: Path) -> Proof:
+    """Everything about the files of one bench but their speed."""
     from mnvision.latency.machine import describe_machine
     from mnvision.latency.subjects import file_megabytes
-    from mnvision.proof.bench import add_latency, draw_worst, notes_on, prove_file
+    from mnvision.proof.bench import draw_worst, notes_on, prove_file
     from mnvision.proof.report import Proof
 
-    names = check(cfg)
-    order = [Path(name).expanduser() for name in names]
-    folder = Path(cfg.output or Path(names[0]).parent).expanduser()
-    bench, refused = set_up(cfg, names)
     numbers = range(1, len(bench.predictors))
     files = [prove_file(bench, number, cfg.tolerance) for number in numbers]
     for number, file in zip(numbers, files):
         draw_worst(bench, number, file, cfg.worst, folder)
-    row, how = add_latency(bench, files, float(cfg.seconds)) if cfg.latency else (None, [])
-    score = None if bench.scoring is None else bench.scoring.scores(bench.answers[0])[str(bench.metric)]
-    total = bench.data.num_images(cfg.split)
-    proof = Proof(
+    return Proof(
         checkpoint=bench.candidates[0].name,
         kind=bench.predictors[0].kind,
         data={
             "root": str(bench.data.root),
             "split": cfg.split,
             "pictures": len(bench.positions),
-            "of": total,
+            "of": bench.data.num_images(cfg.split),
         },
         metric=bench.metric,
-        score=score,
+        score=None if bench.scoring is None else bench.scoring.scores(bench.answers[0])[str(bench.metric)],
         size_mb=file_megabytes(Path(cfg.checkpoint)),
-        files=sorted([*files, *refused], key=lambda file: order.index(file.path)),
-        median_ms=None if row is None else row.median_ms,
-        cpu_ms=None if row is None else row.cpu_ms,
+        files=files,
+        median_ms=None,
+        cpu_ms=None,
         machine=describe_machine(),
-        notes=[*notes_on(bench, files), *how],
+        notes=notes_on(bench, files),
+        head=bench.head,
     )
-    return proof, folder
+
+
+def prove(cfg: DictConfig) -> tuple[list[Proof], Path]:
+    """Measure everything; gives the proof, or one for each head, and their folder."""
+    from mnvision.proof.bench import add_latency
+
+    names = check(cfg)
+    order = [Path(name).expanduser() for name in names]
+    folder = Path(cfg.output or Path(names[0]).parent).expanduser()
+    benches, refused = set_up_all(cfg, names)
+    proofs = [prove_bench(bench, cfg, folder) for bench in benches]
+    if cfg.latency:  # a file is timed whole, whatever heads it has
+        widest = max(benches, key=lambda bench: len(bench.candidates))
+        row, how = add_latency(widest, [file for proof in proofs for file in proof.files], float(cfg.seconds))
+        for proof in proofs:
+            proof.median_ms, proof.cpu_ms = row.median_ms, row.cpu_ms
+            proof.notes += how
+    for proof in proofs:
+        proof.files = sorted([*proof.files, *refused], key=lambda file: order.index(file.path))
+    return proofs, folder
 
 
 @command("prove", gather_overrides)
@@ -196,12 +254,15 @@ def main(cfg: DictConfig) -> None:
     from mnvision.latency.report import aligned
     from mnvision.proof.report import remarks, table, write
 
-    proof, folder = prove(cfg)
-    write(proof, folder)
-    print(aligned(table(proof), text_columns=2))
-    print("\n" + "\n".join(remarks(proof)))
+    proofs, folder = prove(cfg)
+    write(proofs, folder)
+    for proof in proofs:
+        if proof.head:
+            print(f"head {proof.head}:")
+        print(aligned(table(proof), text_columns=2))
+        print("\n" + "\n".join(remarks(proof)) + "\n" * bool(proof.head))
     print(f"proof: {folder}")
-    if not proof.passed:
+    if not all(proof.passed for proof in proofs):
         sys.exit(1)
 
 

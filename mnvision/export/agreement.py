@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchvision.ops import box_iou
 
-from mnvision.errors import UserError
-from mnvision.export.base import Pixels
-from mnvision.types import Detections
+from mnvision.proof.answers import Answers, Boxes
+from mnvision.proof.differences import ious, shown
 
 LOWEST = {
     "classification": 0.80,
@@ -21,13 +17,13 @@ LOWEST = {
     "face_attributes": 0.90,
     "face_embeddings": 0.90,
     "detection": 0.70,
+    "multitask": 0.70,
 }
 """Kind of model -> agreement below which a file is refused. Files that kept their accuracy agreed on 0.89 of ImageNet's
 1000 classes and more; those that lost 5 points on 0.71."""
 SCORE = 0.3
 """Lowest score of a detection that counts as a decision, as where predictions are shown."""
 OVERLAP = 0.5
-_STEP = 32
 
 
 @dataclass(frozen=True)
@@ -47,19 +43,7 @@ class Agreement:
         return f"{100 * self.share:.1f} % {self.what}"
 
 
-def answers(model: Any, images: Pixels) -> Any:
-    """What a model or a file gives for uint8 pictures ``(N, 3, H, W)``: rows ``(N, K)``, or ``Detections``."""
-    with torch.inference_mode():
-        parts = [
-            model.predict(torch.from_numpy(images[start : start + _STEP])) for start in range(0, len(images), _STEP)
-        ]
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    boxes, scores, labels = (torch.cat([part[name] for part in parts]) for name in ("boxes", "scores", "labels"))
-    return Detections(boxes=boxes, scores=scores, labels=labels)
-
-
-def agreement(kind: str, expected: Any, found: Any, calibration: Mapping[str, Any]) -> Agreement:
+def agreement(kind: str, expected: Answers, found: Answers, calibration: Mapping[str, Any]) -> Agreement | None:
     """The share of decisions that two answers for the same pictures have in common.
 
     Args:
@@ -68,50 +52,48 @@ def agreement(kind: str, expected: Any, found: Any, calibration: Mapping[str, An
         found: The file's.
         calibration: The checkpoint's thresholds.
 
-    Raises:
-        UserError: A detector found nothing on all the pictures, so that there is nothing to compare.
+    Returns:
+        None where a detector found nothing on all the pictures, so that there is nothing to compare.
     """
     if kind == "detection":
         return _detections(expected, found)
-    count = f"of {len(expected)} held-out pictures"
+    assert expected.rows is not None
+    assert found.rows is not None
+    one, two = expected.rows, found.rows
+    count = f"of {len(one)} held-out pictures"
     if kind == "face_attributes":
-        limits = torch.as_tensor(calibration.get("thresholds", 0.5))
-        same = (expected >= limits) == (found >= limits)
-        return Agreement(_mean(same), f"of the yes and no of {expected.shape[1]} attributes {count} are the same")
+        limits = np.asarray(calibration.get("thresholds", 0.5))
+        same = (one >= limits) == (two >= limits)
+        return Agreement(_mean(same), f"of the yes and no of {one.shape[1]} attributes {count} are the same")
     if kind == "face_embeddings":
-        cosine = (expected * found).sum(dim=1)
-        return Agreement(_mean(cosine), f"is the mean cosine of old and new embeddings {count}")
-    return Agreement(_mean(expected.argmax(dim=1) == found.argmax(dim=1)), f"{count} keep their best class")
+        return Agreement(_mean((one * two).sum(axis=1)), f"is the mean cosine of old and new embeddings {count}")
+    if expected.choices is not None and found.choices is not None:
+        return Agreement(_mean(expected.choices == found.choices), f"{count} keep their cell")
+    return Agreement(_mean(one.argmax(axis=1) == two.argmax(axis=1)), f"{count} keep their best class")
 
 
-def _mean(values: Tensor) -> float:
-    return float(values.double().mean())
+def _mean(values: Any) -> float:
+    return float(np.mean(values, dtype=np.float64))
 
 
-def _detections(expected: Detections, found: Detections) -> Agreement:
+def _detections(expected: Answers, found: Answers) -> Agreement | None:
     """Twice the pairs, by the number of detections on both sides (their F1 score)."""
     pairs = total = 0
-    for row in range(len(expected["scores"])):
-        one, two = _kept(expected, row), _kept(found, row)
-        total += len(one[0]) + len(two[0])
+    for one, two in zip(expected.boxes, found.boxes, strict=True):
+        one, two = shown(one, SCORE), shown(two, SCORE)
+        total += len(one[1]) + len(two[1])
         pairs += _pairs(one, two)
     if not total:
-        raise UserError(f"pictures=: nothing scores {SCORE} or more on them, so nothing can be compared: give others")
-    count = f"of {total} detections on {len(expected['scores'])} held-out pictures"
+        return None
+    count = f"of {total} detections on {len(expected.boxes)} held-out pictures"
     return Agreement(2 * pairs / total, f"{count} have a partner of their class with an IoU of {OVERLAP} or more")
 
 
-def _kept(found: Detections, row: int) -> tuple[Tensor, Tensor]:
-    real = (found["labels"][row] >= 0) & (found["scores"][row] >= SCORE)
-    return found["boxes"][row][real], found["labels"][row][real]
-
-
-def _pairs(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> int:
+def _pairs(one: Boxes, two: Boxes) -> int:
     """Detections of both sides, each used once, the most overlapping first."""
     if not len(one[0]) or not len(two[0]):
         return 0
-    overlap = box_iou(one[0], two[0]) * (one[1][:, None] == two[1][None])
-    table, count = overlap.numpy().copy(), 0
+    table, count = ious(one[0], two[0]) * (one[2][:, None] == two[2][None]), 0
     while table.max() >= OVERLAP:
         row, column = np.unravel_index(table.argmax(), table.shape)
         table[row], table[:, column] = 0, 0

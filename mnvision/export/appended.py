@@ -9,7 +9,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from mnvision.export.metadata import KEY
+from mnvision.export.metadata import KEY, FileMetadata
 
 FILE_NAME = f"{KEY}.json"
 
@@ -18,6 +18,13 @@ def append_text(path: Path, text: str) -> None:
     """Put the metadata behind what the file holds."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(FILE_NAME, text)
+
+
+def write_with_metadata(content: bytes, metadata: FileMetadata, target: Path) -> list[Path]:
+    """Write a file's content with its metadata behind it."""
+    target.write_bytes(content)
+    append_text(target, metadata.to_text())
+    return [target]
 
 
 def appended_text(path: Path) -> str | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from mnvision.errors import UserError
 from mnvision.export.graph import ExportGraph, Layout
 from mnvision.export.metadata import FileMetadata
 from mnvision.export.suppression import KeepRule
+
+if TYPE_CHECKING:
+    from mnvision.export.layer_noise import LayerNoise
 
 Pixels = NDArray[np.uint8]
 PRECISIONS = ("fp32", "fp16")
@@ -55,6 +58,46 @@ class Session(ABC):
     @abstractmethod
     def run(self, images: Pixels) -> dict[str, NDArray[Any]]:
         """The outputs by name for pixels in the file's own layout and batch."""
+
+
+class Quantizer(ABC):
+    """A graph on its way to an int8 file: it can be written again and again, with other layers in float.
+
+    Attributes:
+        layers: Titles of all layers with weights in the network's order, such as
+            ``backbone.blocks.0.depthwise.conv``.
+    """
+
+    layers: Sequence[str]
+
+    @abstractmethod
+    def write(self, images: Pixels, kept: Collection[str], metadata: FileMetadata, target: Path) -> list[Path]:
+        """Quantise and write.
+
+        Args:
+            images: Pictures to calibrate on, ``(N, 3, H, W)`` uint8, whatever layout the file takes.
+            kept: Titles of layers that stay in float.
+            metadata: Goes into the file.
+            target: The file, in a folder that exists.
+
+        Returns:
+            The files written, ``target`` last.
+
+        Raises:
+            UserError: The converter cannot do it.
+        """
+
+    @abstractmethod
+    def rewrite(self, metadata: FileMetadata, target: Path) -> list[Path]:
+        """Write what :meth:`write` made last once more, with other metadata."""
+
+    @abstractmethod
+    def write_float(self, metadata: FileMetadata, target: Path) -> list[Path]:
+        """Write the same graph in float32: what int8 is compared with."""
+
+    @abstractmethod
+    def noise(self, images: Pixels) -> list[LayerNoise]:
+        """Of every layer of what :meth:`write` made last, on pictures ``(N, 3, H, W)`` uint8."""
 
 
 class Format(ABC):
@@ -97,6 +140,39 @@ class Format(ABC):
             UserError: A package is missing, or an option is out of range.
         """
         need(self.packages, self.extra, f"format={self.name}")
+
+    def require_int8(self) -> None:
+        """Refuse before work begins where a package that int8 needs is missing.
+
+        Raises:
+            UserError: With the command that installs it.
+        """
+        self.require()
+
+    def quantizer(self, graph: ExportGraph, wish: Wish) -> Quantizer:
+        """How int8 files of a graph are made; every format with "int8" among its precisions has it.
+
+        Args:
+            graph: What goes in, in eval mode.
+            wish: What the user asks for.
+
+        Raises:
+            UserError: The format cannot, or the converter fails.
+        """
+        raise UserError(f"format={self.name} holds {' or '.join(self.precisions)}, not precision=int8")
+
+    def trained_quantizer(self, graph: ExportGraph, wish: Wish, stored: Mapping[str, Any]) -> Quantizer | None:
+        """How a checkpoint that was fine-tuned for int8 becomes a file with the very ranges of its training.
+
+        Args:
+            graph: What goes in, in eval mode.
+            wish: What the user asks for.
+            stored: ``quantization`` of the checkpoint's metadata.
+
+        Returns:
+            None where the format calibrates such a checkpoint like any other.
+        """
+        return None
 
     @abstractmethod
     def write(self, graph: ExportGraph, wish: Wish, metadata: FileMetadata, target: Path) -> list[Path]:

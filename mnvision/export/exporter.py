@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
 from mnvision.checkpoints import Metadata, load_model
 from mnvision.errors import UserError
-from mnvision.export.agreement import Agreement
 from mnvision.export.base import INT8, PRECISIONS, Format, Pixels, Wish
-from mnvision.export.calibration import Calibration, Samples, check_calibration, read_samples
+from mnvision.export.calibration import FEWEST, Calibration, Source, check_calibration, folder_source
 from mnvision.export.graph import ExportGraph, GraphOptions, build_graph
-from mnvision.export.int8_file import OnnxBased, write_int8
+from mnvision.export.heads import HeadsJudge, chosen_heads, parts_of, share
+from mnvision.export.int8_file import Int8Job, write_int8
+from mnvision.export.judge import Judge, Judgement
 from mnvision.export.layer_noise import write_report
-from mnvision.export.metadata import FileMetadata, describe, weights_digest
+from mnvision.export.metadata import FileMetadata, describe
 from mnvision.export.parity import (
     LIMITS,
     Difference,
@@ -30,9 +32,11 @@ from mnvision.export.parity import (
     pictures_of,
     require,
 )
-from mnvision.export.runtime import FileModel
+from mnvision.export.runtime import FileModel, MultiTaskFile, file_model
 from mnvision.export.suppression import keep_greedily
 from mnvision.export.targets import target_path, workshop
+from mnvision.prediction.predictor import make_predictor
+from mnvision.quantization.layers import restore
 from mnvision.types import Detections
 
 
@@ -44,14 +48,14 @@ class Exported:
         path: The file.
         size: Bytes of all its files.
         seconds: Taken by the conversion.
-        difference: Largest difference from the model; of int8, how often it decides alike.
+        difference: Largest difference from the model; of int8, what was measured of its answers.
         lines: For the terminal.
     """
 
     path: Path
     size: int
     seconds: float
-    difference: Difference | Agreement
+    difference: Difference | Judgement
     lines: list[str]
 
 
@@ -65,6 +69,7 @@ class _Job:
     metadata: FileMetadata
     path: Path
     model: Any
+    checkpoint: Metadata
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class _Made:
 
     files: list[Path]
     seconds: float
-    difference: Difference | Agreement
+    difference: Difference | Judgement
     lines: list[str]
     beside: list[Path]
 
@@ -86,6 +91,8 @@ def export(
     pictures: str | Path | None = None,
     score_threshold: float | None = None,
     calibration: Calibration | None = None,
+    source: Source | None = None,
+    heads: Sequence[str] | None = None,
 ) -> Exported:
     """Write a checkpoint as another format.
 
@@ -97,30 +104,38 @@ def export(
         pictures: Folder of pictures to compare on, and to calibrate int8 on; None draws some to compare on.
         score_threshold: Lowest score that a detector's file keeps; None is the checkpoint's own.
         calibration: What is asked of int8.
+        source: Where int8's pictures come from, in the place of ``pictures``, see
+            :func:`~mnvision.export.calibration_data.data_samples`.
+        heads: Of a multi-task checkpoint, those that go in; one makes a file as of a single task. None is all.
 
     Raises:
         UserError: What is asked for does not go together, a package is missing, the folder cannot be written to, the
             converter fails, or the file answers differently; nothing is left behind then.
     """
     asked = calibration or Calibration()
-    _check_wish(form, wish, pictures, asked)
+    if source is None and pictures is not None:
+        source = folder_source(pictures)
+    _check_wish(form, wish, source is not None, asked)
     form.require()
     target = target_path(Path(checkpoint), form, wish, output)
     model, metadata = _load(checkpoint, score_threshold)
+    if heads is not None:
+        model, metadata = chosen_heads(model, metadata, heads)
     options = _options(form, wish, model)
     with workshop(target) as folder:
         graph = build_graph(model, options)
-        digest = weights_digest(model.state_dict())
-        written = describe(metadata, graph, wish.batch, wish.precision, Path(checkpoint), digest)
-        job = _Job(form, graph, wish, written, folder / target.name, model)
+        written = describe(metadata, graph, wish.batch, wish.precision, Path(checkpoint), model)
+        job = _Job(form, graph, wish, written, folder / target.name, model, metadata)
         if wish.precision == INT8:
-            made = _make_int8(job, _samples(checkpoint, pictures, asked), asked)
+            assert source is not None
+            made = _make_int8(job, source, asked)
         else:
-            made = _make(job, _pictures(checkpoint, model, pictures))
+            made = _make(job, _pictures(model, metadata, pictures))
         size = sum(file.stat().st_size for file in made.files)
         for file in (*made.files, *made.beside):
             os.replace(file, target.parent / file.name)
-    inside = {True: ", NMS inside", False: ", without NMS", None: ""}[written.nms]
+    nms = next((head["nms"] for head in written.heads.values() if head["nms"] is not None), written.nms)
+    inside = {True: ", NMS inside", False: ", without NMS", None: ""}[nms]
     height, width = graph.resolution
     pixels = f"{'any size' if wish.resize else f'{height} x {width}'} {form.layout.upper()}"
     lines = [
@@ -141,19 +156,36 @@ def _make(job: _Job, shown: Pixels) -> _Made:
     return _Made(files, seconds, difference, [line], [])
 
 
-def _make_int8(job: _Job, samples: Samples, asked: Calibration) -> _Made:
+def _make_int8(job: _Job, source: Source, asked: Calibration) -> _Made:
+    trained = job.checkpoint.quantization
+    quantizer = job.form.trained_quantizer(job.graph, job.wish, trained) if trained else None
+    judge = _judge(job, source, asked, trained if quantizer else {})
     start = time.perf_counter()
-    form = cast(OnnxBased, job.form)
-    made = write_int8(form, job.graph, job.wish, job.metadata, job.path, job.model, samples, asked)
+    quantizer = quantizer or job.form.quantizer(job.graph, job.wish)
+    made = write_int8(Int8Job(job.form, quantizer, job.metadata, job.path), judge, asked)
     seconds = time.perf_counter() - start
-    lines, beside = made.lines(samples), []
+    lines, beside = made.lines(judge.samples), []
     if asked.report:
-        beside = write_report(job.path, made.noise, made.summary(asked, samples))
+        beside = write_report(job.path, made.noise, made.summary(asked, judge.samples))
         lines.append(f"report: {' and '.join(file.name for file in beside)} beside the file")
-    return _Made(made.files, seconds, made.agreement, lines, beside)
+    return _Made(made.files, seconds, made.compared.judgement, lines, beside)
 
 
-def _check_wish(form: Format, wish: Wish, pictures: str | Path | None, calibration: Calibration) -> None:
+def _judge(job: _Job, source: Source, asked: Calibration, trained: dict[str, Any]) -> Judge | HeadsJudge:
+    """What files are held against: the checkpoint, rounded as in its training where it was trained so."""
+    model = restore(job.model, trained) if trained else job.model
+    reference = make_predictor(model, job.checkpoint)
+    if trained:  # its ranges come with it
+        asked = replace(asked, limit=FEWEST)
+    samples = {
+        name: source(predictor, share(asked, len(reference.parts)), name) for name, predictor in reference.parts.items()
+    }
+    if trained:
+        samples = {name: found.uncalibrated() for name, found in samples.items()}
+    return HeadsJudge(reference, samples) if job.checkpoint.heads else Judge(reference, samples[""])
+
+
+def _check_wish(form: Format, wish: Wish, there: bool, calibration: Calibration) -> None:
     if wish.precision not in (*PRECISIONS, INT8):
         raise UserError(f"precision={wish.precision}: choose {' or '.join((*PRECISIONS, INT8))}")
     if wish.precision not in form.precisions:
@@ -162,12 +194,12 @@ def _check_wish(form: Format, wish: Wish, pictures: str | Path | None, calibrati
         raise UserError(f"format={form.name} has a fixed batch: give batch=1, or another number")
     if wish.resize and not form.any_size:
         raise UserError(f"format={form.name} cannot hold resize=true: leave it out and resize before")
-    check_calibration(wish, pictures, calibration)
+    check_calibration(form, wish, there, calibration)
 
 
 def _options(form: Format, wish: Wish, model: Any) -> GraphOptions:
     """How the graph is built, once it is known to go together with the model."""
-    if wish.nms and form.keep is None and model.kind == "detection":
+    if wish.nms and form.keep is None and any(part.kind == "detection" for _, part in parts_of(model)):
         raise UserError(f"format={form.name} cannot hold non-maximum suppression: give nms=false")
     return GraphOptions(
         layout=form.layout,
@@ -180,26 +212,21 @@ def _options(form: Format, wish: Wish, model: Any) -> GraphOptions:
 def _load(checkpoint: str | Path, score_threshold: float | None) -> tuple[Any, Metadata]:
     model, metadata = load_model(checkpoint)
     if score_threshold is not None:
-        if "score_threshold" not in metadata.model["decoder"] and not hasattr(model.decoder, "score_threshold"):
+        found = [name for name, part in parts_of(model) if hasattr(part.decoder, "score_threshold")]
+        if not found:
             raise UserError("score_threshold is for detectors: leave it out")
-        metadata.model["decoder"]["score_threshold"] = score_threshold
+        for name in found:
+            config = metadata.model["heads"][name] if name else metadata.model
+            config["decoder"]["score_threshold"] = score_threshold
         model, metadata = load_model(checkpoint, metadata.model)
     return model, metadata
 
 
-def _pictures(checkpoint: str | Path, model: Any, source: str | Path | None) -> Pixels:
+def _pictures(model: Any, metadata: Metadata, source: str | Path | None) -> Pixels:
     if source is None:
         return drawn_pictures(model.resolution)
-    from mnvision.prediction.predictor import load_predictor
-
-    return pictures_of(source, load_predictor(checkpoint).preprocess)
-
-
-def _samples(checkpoint: str | Path, source: str | Path | None, asked: Calibration) -> Samples:
-    from mnvision.prediction.predictor import load_predictor
-
-    assert source is not None
-    return read_samples(source, load_predictor(checkpoint).preprocess, asked)
+    predictor = make_predictor(model, metadata)
+    return pictures_of(source, next(iter(predictor.parts.values())).preprocess)
 
 
 def _checked(path: Path, form: Format, model: Any, pictures: Pixels, wish: Wish) -> tuple[Difference, str]:
@@ -209,23 +236,23 @@ def _checked(path: Path, form: Format, model: Any, pictures: Pixels, wish: Wish)
         UserError: It is too large.
     """
     limits, side, total = LIMITS[wish.precision], max(model.resolution), Difference()
-    file = FileModel(form.open(path))
-    threshold = getattr(model.decoder, "score_threshold", 0.0)
+    file = file_model(form.open(path))
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
-        expected = model.predict(images)
         sizes = batches(len(images), wish.batch)
-        for size in sizes:
-            total.add(compare(_part(expected, size), file.predict(images[:size]), limits, side, threshold))
         trial = f"batch {wish.batch}" if wish.batch else f"batch {', '.join(map(str, sizes))}"
+        for (_, one), (_, part) in zip(parts_of(model), parts_of(file), strict=True):
+            threshold, expected = getattr(one.decoder, "score_threshold", 0.0), one.predict(images)
+            for size in sizes:
+                total.add(compare(_part(expected, size), part.predict(images[:size]), limits, side, threshold))
         if wish.resize:
-            total.add(_other_size_difference(file, model, other_size(pictures), wish, threshold))
+            total.add(_other_size_difference(file, model, other_size(pictures), wish))
             trial += " and at another size"
     require(total, limits, side, f"the {form.name} file")
     return total, trial
 
 
-def _other_size_difference(file: FileModel, model: Any, picture: Pixels, wish: Wish, threshold: float) -> Difference:
+def _other_size_difference(file: FileModel | MultiTaskFile, model: Any, picture: Pixels, wish: Wish) -> Difference:
     """On a picture that the file has to stretch; the reference is the graph in torch."""
     layout = file.session.metadata.input["layout"]
     graph = build_graph(model, GraphOptions(layout, keep_greedily if wish.nms else None, resize=True))
@@ -233,13 +260,16 @@ def _other_size_difference(file: FileModel, model: Any, picture: Pixels, wish: W
     images = torch.from_numpy(np.repeat(pixels, wish.batch or 1, axis=0))
     expected = dict(zip(graph.names, graph(images)))
     found = {name: torch.from_numpy(value) for name, value in file.session.run(images.numpy()).items()}
-    limits, side = LIMITS[wish.precision], max(picture.shape[1:3])
-    if "classes" in found:
-        return compare(_detections(expected), _detections(found), limits, side, threshold)
-    total = Difference()
-    for name, value in expected.items():
-        unit = side if name == "boxes" else 1
-        total.add(compare(value / unit, found[name] / unit, limits, side))
+    limits, side, total = LIMITS[wish.precision], max(picture.shape[1:3]), Difference()
+    for (_, one), (_, part) in zip(parts_of(model), parts_of(file), strict=True):
+        ours, theirs = part.own(expected), part.own(found)
+        if "classes" in theirs:
+            threshold = one.decoder.score_threshold
+            total.add(compare(_detections(ours), _detections(theirs), limits, side, threshold))
+            continue
+        for name, value in ours.items():
+            unit = side if name == "boxes" else 1
+            total.add(compare(value / unit, theirs[name] / unit, limits, side))
     return total
 
 

@@ -47,31 +47,99 @@ class GraphOptions:
     half: bool = False
 
 
-class ExportGraph(nn.Module, ABC):
-    """A model as a function of pixels that gives a tuple of tensors.
-
-    Args:
-        model: One of ``mnvision.models``; a folded copy of it is held.
-        options: See :class:`GraphOptions`.
+class Answers(nn.Module, ABC):
+    """From a model's raw outputs to finished answers.
 
     Attributes:
-        names: Of the outputs, in their order.
-        resolution: Height and width of the network's input.
-
-    Raises:
-        UserError: A batch normalisation cannot be folded.
+        names: Of the answers, in their order.
     """
 
     names: tuple[str, ...]
 
+    @abstractmethod
+    def forward(self, raw: Any, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """The answers for raw outputs of pictures of (height, width) ``size``."""
+
+
+class VectorAnswers(Answers):
+    """One row of numbers per image, as the model's own decoder gives it.
+
+    Args:
+        model: One of ``mnvision.models``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+        self.names = (VECTORS[model.kind],)
+
+    def forward(self, raw: Any, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """See :meth:`Answers.forward`."""
+        return (self.decoder(raw),)
+
+
+class BoxAnswers(Answers):
+    """Boxes in pixels of the picture that goes in.
+
+    With non-maximum suppression boxes, scores, classes and count as :class:`Suppress` gives them, else boxes and
+    scores of every default box as :class:`Decode` does.
+
+    Args:
+        model: An SSD detector.
+        options: See :class:`GraphOptions`.
+    """
+
     def __init__(self, model: Any, options: GraphOptions) -> None:
         super().__init__()
+        decoder = model.decoder
+        self.resolution: tuple[int, int] = model.resolution
+        self.scaled = options.resize
+        self.decode = Decode(model.head.default_boxes, decoder.classification, self.resolution)
+        self.suppress = None if options.keep is None else Suppress(NmsSettings.of(decoder), options.keep)
+        self.names = ("boxes", "scores") if self.suppress is None else ("boxes", "scores", "classes", "count")
+
+    def forward(self, raw: Any, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """See :meth:`Answers.forward`."""
+        found: tuple[Tensor, ...] = self.decode(raw)
+        if self.suppress is not None:
+            found = self.suppress(*found)
+        if not self.scaled:
+            return found
+        height, width = self.resolution
+        x, y = size[1] / width, size[0] / height
+        left, top, right, bottom = found[0].unbind(-1)
+        return (torch.stack([left * x, top * y, right * x, bottom * y], dim=-1), *found[1:])
+
+
+class ExportGraph(nn.Module):
+    """A model as a function of pixels that gives a tuple of tensors.
+
+    Args:
+        model: One of ``mnvision.models``, or a multi-task model; a folded copy of it is held.
+        options: See :class:`GraphOptions`.
+
+    Attributes:
+        names: Of the outputs, in their order; those of a multi-task model begin with their head's, ``ssd_boxes``.
+        resolution: Height and width of the network's input.
+
+    Raises:
+        UserError: A batch normalisation cannot be folded, a kind of model cannot be exported, or the heads of a
+            multi-task model need more than one pass of the trunk.
+    """
+
+    def __init__(self, model: Any, options: GraphOptions) -> None:
+        super().__init__()
+        heads = heads_of(model)
         self.resolution: tuple[int, int] = model.resolution
         self.options = options
         # Contiguous, whatever the training had: converters take other memory orders for other shapes.
         self.model = folded(model).to("cpu", memory_format=torch.contiguous_format).requires_grad_(False)
         if options.half:
             _halve(self.model)
+        parts = {name: _answers(self.model.part(name) if name else self.model, options) for name in heads}
+        self.finishes = nn.ModuleList(parts.values())
+        self.heads = tuple(heads)
+        self.names = tuple(output_name(head, name) for head, part in parts.items() for name in part.names)
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -84,11 +152,11 @@ class ExportGraph(nn.Module, ABC):
         if self.options.resize:
             # Antialiased: a large photo shrunk by plain interpolation would skip most of its pixels.
             pixels = F.interpolate(pixels.float(), self.resolution, mode="bilinear", antialias=True)
-        return self.answers(pixels, size)
-
-    @abstractmethod
-    def answers(self, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """The outputs for pixels ``(B, 3, H, W)`` at the model's resolution of pictures of (height, width) ``size``."""
+        raw = self.model(pixels)
+        answers: tuple[Tensor, ...] = ()
+        for head, finish in zip(self.heads, self.finishes, strict=True):
+            answers += finish(raw[head] if head else raw, size)
+        return answers
 
     def example(self, batch: int) -> Tensor:
         """Pixels of the right shape to trace the graph with."""
@@ -100,55 +168,43 @@ class ExportGraph(nn.Module, ABC):
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-class VectorGraph(ExportGraph):
-    """One row of numbers per image, as the model's own decoder gives it. Arguments as :class:`ExportGraph`."""
-
-    def __init__(self, model: Any, options: GraphOptions) -> None:
-        super().__init__(model, options)
-        self.names = (VECTORS[model.kind],)
-
-    def answers(self, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """See :meth:`ExportGraph.answers`."""
-        return (self.model.predict(pixels),)
-
-
-class DetectionGraph(ExportGraph):
-    """Boxes in pixels of the picture that goes in. Arguments as :class:`ExportGraph`.
-
-    With non-maximum suppression boxes, scores, classes and count as :class:`Suppress` gives them, else boxes and
-    scores of every default box as :class:`Decode` does.
-    """
-
-    def __init__(self, model: Any, options: GraphOptions) -> None:
-        super().__init__(model, options)
-        decoder = model.decoder
-        self.decode = Decode(model.head.default_boxes, decoder.classification, self.resolution)
-        self.suppress = None if options.keep is None else Suppress(NmsSettings.of(decoder), options.keep)
-        self.names = ("boxes", "scores") if self.suppress is None else ("boxes", "scores", "classes", "count")
-
-    def answers(self, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """See :meth:`ExportGraph.answers`."""
-        found: tuple[Tensor, ...] = self.decode(self.model(pixels))
-        if self.suppress is not None:
-            found = self.suppress(*found)
-        if not self.options.resize:
-            return found
-        height, width = self.resolution
-        x, y = size[1] / width, size[0] / height
-        left, top, right, bottom = found[0].unbind(-1)
-        return (torch.stack([left * x, top * y, right * x, bottom * y], dim=-1), *found[1:])
-
-
 def build_graph(model: Any, options: GraphOptions) -> ExportGraph:
     """The graph of a model.
 
     Raises:
-        UserError: A kind of model that cannot be exported.
+        UserError: As :class:`ExportGraph`.
     """
+    return ExportGraph(model, options)
+
+
+def heads_of(model: Any) -> tuple[str, ...]:
+    """Names of the heads; one empty name for a single-task model.
+
+    Raises:
+        UserError: The heads of a multi-task model need more than one pass of the trunk.
+    """
+    if model.kind != "multitask":
+        return ("",)
+    passes = model.passes()
+    if len(passes) > 1:
+        groups = " and ".join(f"[{','.join(names)}]" for _, names in passes)
+        raise UserError(
+            f"one file runs the trunk once, but these heads need {len(passes)} runs of it (other resolutions, or norms "
+            f"of their own): export heads={groups} one after the other"
+        )
+    return tuple(model.names)
+
+
+def output_name(head: str, name: str) -> str:
+    """What an output of a head is called in a file: ``boxes``, or ``ssd_boxes`` where there are several heads."""
+    return f"{head}_{name}" if head else name
+
+
+def _answers(model: Any, options: GraphOptions) -> Answers:
     if model.kind in VECTORS:
-        return VectorGraph(model, options)
+        return VectorAnswers(model)
     if hasattr(getattr(model, "head", None), "default_boxes"):
-        return DetectionGraph(model, options)
+        return BoxAnswers(model, options)
     raise UserError(
         f"a {model.kind} model with {type(getattr(model, 'head', None)).__name__} cannot be exported; what can: SSD "
         f"detectors, {', '.join(VECTORS)}"

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mnvision.errors import UserError
-from mnvision.export.agreement import LOWEST, Agreement, agreement, answers
-from mnvision.export.base import Session, Wish
+from mnvision.export.base import Format, Quantizer
+from mnvision.export.before_after import BeforeAfter, time_both
 from mnvision.export.calibration import ADVISED, Calibration, Samples
-from mnvision.export.graph import ExportGraph
-from mnvision.export.int8 import Layer, layers_of, quantized, weight_bytes
-from mnvision.export.layer_noise import LayerNoise, measure_layers, worst_first
+from mnvision.export.heads import HeadsJudge
+from mnvision.export.judge import Judge, Judgement, refusal
+from mnvision.export.layer_noise import LayerNoise, worst_first
 from mnvision.export.metadata import FileMetadata
-from mnvision.export.runtime import FileModel
+from mnvision.export.runtime import file_model
 
 NAMED = 3
 """Layers that the terminal names."""
-
-
-class OnnxBased(Protocol):
-    """A format that is written from an ONNX graph."""
-
-    def proto(self, graph: ExportGraph, wish: Wish) -> Any:
-        """The ``onnx.ModelProto`` of a graph."""
-
-    def save(self, proto: Any, wish: Wish, metadata: FileMetadata, target: Path) -> list[Path]:
-        """Write it; the files, ``target`` last."""
-
-    @staticmethod
-    def open(path: Path) -> Session:
-        """The file in its own runtime."""
 
 
 @dataclass
@@ -41,42 +27,37 @@ class Int8File:
 
     Attributes:
         files: Written, the target last.
-        agreement: With the checkpoint.
-        float_bytes: Size of the same graph in float32.
+        compared: With the same graph in float32.
         kept: Layers in float.
         noise: Of every layer, where it was measured.
     """
 
     files: list[Path]
-    agreement: Agreement
-    float_bytes: int
+    compared: BeforeAfter
     kept: list[str]
     noise: list[LayerNoise] = field(default_factory=list)
 
     def summary(self, calibration: Calibration, samples: Samples) -> dict[str, Any]:
         """Plain data for the report."""
-        size = sum(file.stat().st_size for file in self.files)
         return {
-            "agreement": self.agreement.share,
-            "measured": self.agreement.words(),
-            "bytes": size,
-            "float_bytes": self.float_bytes,
+            **self.compared.to_dict(),
             "calibration_pictures": len(samples.calibration),
-            "held_out_pictures": len(samples.held_out),
+            "calibrated_on": f"{samples.source} of {samples.folder}",
+            "measured_on": samples.judged_on,
             "float_layers": self.kept,
             "options": asdict(calibration),
         }
 
     def lines(self, samples: Samples) -> list[str]:
         """For the terminal."""
-        size, whole = sum(file.stat().st_size for file in self.files) / 1e6, self.float_bytes / 1e6
         count = len(samples.calibration)
         few = f"; {ADVISED} or more are advised" if count < ADVISED else ""
+        calibrated = f"calibrated on {count} {samples.source} of {samples.folder}{few}"
         lines = [
-            f"calibrated on {count} pictures{few}",
-            f"{'':12}{'fp32':>10}{'int8':>10}",
-            f"{'size':12}{f'{whole:.2f} MB':>10}{f'{size:.2f} MB':>10}  {size / whole:.2f} of it",
-            f"{'agreement':12}{'100.0 %':>10}{f'{100 * self.agreement.share:.1f} %':>10}  {self.agreement.what}",
+            calibrated if count else f"ranges and rounding of its {samples.source}, which it is compared with",
+            f"measured on {len(samples.held_out)} {samples.judged_on}",
+            *([f"{samples.why_unscored}: decisions are compared"] if samples.scoring is None else []),
+            *self.compared.lines(),
         ]
         if self.kept:
             lines.append(f"in float: {', '.join(self.kept)}")
@@ -87,54 +68,70 @@ class Int8File:
         return lines
 
 
-def write_int8(
-    form: OnnxBased,
-    graph: ExportGraph,
-    wish: Wish,
-    metadata: FileMetadata,
-    target: Path,
-    model: Any,
-    samples: Samples,
-    calibration: Calibration,
-) -> Int8File:
+@dataclass(frozen=True)
+class Int8Job:
+    """What is to be made.
+
+    Attributes:
+        form: The format.
+        quantizer: Of the graph that is exported.
+        metadata: Goes into the file, with what was measured.
+        target: The file, in a folder that exists.
+    """
+
+    form: Format
+    quantizer: Quantizer
+    metadata: FileMetadata
+    target: Path
+
+
+def write_int8(job: Int8Job, judge: Judge | HeadsJudge, calibration: Calibration) -> Int8File:
     """Write a graph in int8, with as few layers in float as ``calibration.max_drop`` allows.
 
     Args:
-        form: The format.
-        graph: What is exported.
-        wish: What the user asks for.
-        metadata: Goes into the file, with what was measured.
-        target: The file, in a folder that exists.
-        model: The checkpoint's, in torch: what answers are compared with.
-        samples: Pictures.
+        job: What is to be made.
+        judge: Holds files against the checkpoint; with the pictures.
         calibration: What is asked of int8.
 
     Raises:
-        UserError: The graph cannot be quantised, or the file decides differently too often; see
-            :data:`~mnvision.export.agreement.LOWEST`.
+        UserError: The graph cannot be quantised, or the file loses too much; see
+            :func:`~mnvision.export.judge.most_lost`.
     """
-    proto = form.proto(graph, wish)
-    layers = layers_of(proto)
-    expected = answers(model, samples.held_out)
-    needed = LOWEST[model.kind] if calibration.max_drop is None else 1 - calibration.max_drop
+    samples, metadata, kind = judge.samples, job.metadata, judge.reference.kind
     noise: list[LayerNoise] = []
-    best = Agreement(-1.0, "")
-    for count in _counts(len(layers), calibration):
-        kept = _worst(layers, noise, count)
-        int8 = quantized(proto, samples.calibration, wish.batch, kept)
-        titles = [layer.title for layer in kept]
-        metadata.quantization = {"pictures": len(samples.calibration), "float_layers": titles}
-        found = FileModel(form.open(form.save(int8, wish, metadata, target)[-1]))
-        reached = agreement(model.kind, expected, answers(found, samples.held_out), metadata.calibration)
-        best = max(best, reached, key=lambda item: item.share)
-        enough = reached.share >= needed
+    best: Judgement | None = None
+    for count in _counts(len(job.quantizer.layers), calibration):
+        kept = _worst(job.quantizer.layers, noise, count)
+        metadata.quantization = {
+            "pictures": len(samples.calibration),
+            "source": samples.origin,
+            "float_layers": kept,
+        }
+        written = job.quantizer.write(samples.calibration, kept, metadata, job.target)
+        found = judge(file_model(job.form.open(written[-1])))
+        best = found if best is None or found.drop < best.drop else best
+        enough = found.fits(kind, calibration.max_drop)
         if not noise and (calibration.report or (not enough and calibration.max_drop is not None)):
-            noise = measure_layers(proto, int8, layers, samples.held_out, wish.batch)
+            noise = job.quantizer.noise(samples.shown())
         if enough:
-            metadata.quantization |= {"agreement": round(reached.share, 6), "measured": reached.words()}
-            files = form.save(int8, wish, metadata, target)
-            return Int8File(files, reached, weight_bytes(proto), titles, noise if calibration.report else [])
-    raise UserError(_refusal(best, needed, calibration))
+            metadata.quantization |= found.to_dict()
+            files = job.quantizer.rewrite(metadata, job.target)
+            compared = _compare(job, files, found, len(samples.held_out), calibration)
+            return Int8File(files, compared, kept, noise if calibration.report else [])
+    assert best is not None
+    raise UserError(refusal(best, kind, calibration.max_drop))
+
+
+def _compare(job: Int8Job, files: list[Path], found: Judgement, judged: int, calibration: Calibration) -> BeforeAfter:
+    """The file beside the same graph in float32, which is written for this alone."""
+    folder = job.target.parent / "fp32"
+    folder.mkdir()
+    plain = replace(job.metadata, precision="fp32", quantization={})
+    whole = job.quantizer.write_float(plain, folder / job.target.name)
+    sizes = sum(file.stat().st_size for file in whole), sum(file.stat().st_size for file in files)
+    if not calibration.latency:
+        return BeforeAfter(found, judged, sizes)
+    return BeforeAfter(found, judged, sizes, *time_both(whole[-1], files[-1]))
 
 
 def _counts(layers: int, calibration: Calibration) -> Iterator[int]:
@@ -146,17 +143,7 @@ def _counts(layers: int, calibration: Calibration) -> Iterator[int]:
         count *= 2
 
 
-def _worst(layers: list[Layer], noise: list[LayerNoise], count: int) -> list[Layer]:
+def _worst(layers: Any, noise: list[LayerNoise], count: int) -> list[str]:
     """The layers to keep in float, in the network's order."""
     titles = {row.layer for row in worst_first(noise)[:count]}
-    return [layer for layer in layers if layer.title in titles]
-
-
-def _refusal(best: Agreement, needed: float, calibration: Calibration) -> str:
-    if calibration.max_drop is None:
-        advice = "give more pictures= like those in use, or max_drop=0.05 to keep the worst layers in float"
-    else:
-        advice = "half of the layers in float do not suffice; give a larger max_drop=, or precision=fp16"
-    return (
-        f"the int8 file decides differently, so it was not kept: {best.words()}, {100 * needed:.1f} % needed; {advice}"
-    )
+    return [layer for layer in layers if layer in titles]

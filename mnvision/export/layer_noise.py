@@ -18,8 +18,6 @@ from mnvision.export.graph import INPUT
 from mnvision.export.int8 import Layer, ends_of, in_batches, with_float
 from mnvision.files import whole_file
 
-PICTURES = 32
-"""Pictures that the layers are measured on, at most: every layer is a run of the network of its own."""
 CEILING = 150.0
 """Decibels; float32 with its 24 bits can tell no more."""
 _TINY = 1e-30
@@ -57,10 +55,10 @@ def measure_layers(
         proto: The float graph.
         int8: What was made of it.
         layers: Those to measure.
-        images: Pictures ``(N, 3, H, W)`` uint8; the first 32 are looked at.
+        images: Pictures ``(N, 3, H, W)`` uint8, few: every layer is a run of the network of its own.
         batch: What the graphs take at once; None is any number.
     """
-    parts = list(in_batches(images[:PICTURES], batch))
+    parts = list(in_batches(images, batch))
     ends = [layer.output for layer in ends_of(proto, layers)]
     outputs = [layer.output for layer in layers]
     reference = list(_activations(proto, outputs, parts))

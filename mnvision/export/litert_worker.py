@@ -9,15 +9,19 @@ import torch
 
 from mnvision.build import build_model
 from mnvision.export.graph import GraphOptions, build_graph
+from mnvision.export.int8_traced import LayerRounding
 from mnvision.export.litert import LiteRT, convert
 
 
 def main(path: str) -> None:
     """Build the graph that a request describes, and write it."""
     request = torch.load(path, weights_only=True)
-    graph = build_graph(build_model(request["model"]), GraphOptions(LiteRT.layout, resize=request["resize"]))
+    graph = build_graph(build_model(request["model"]), GraphOptions(LiteRT.layout))
     graph.load_state_dict(request["weights"])
-    convert(graph, request["batch"], Path(request["target"]))
+    roundings = request["roundings"]
+    if roundings is not None:
+        roundings = {title: LayerRounding(**entry) for title, entry in roundings.items()}
+    convert(graph, request["batch"], roundings, Path(request["target"]))
 
 
 if __name__ == "__main__":

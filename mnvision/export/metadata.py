@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from torch import Tensor
 
 from mnvision import __version__
-from mnvision.checkpoints import Metadata
+from mnvision.checkpoints import HEAD_KEYS, Metadata
 from mnvision.errors import UserError
-from mnvision.export.graph import INPUT, ExportGraph
+from mnvision.export.graph import INPUT, ExportGraph, output_name
 
 KEY = "mnvision"
 """Under which name a format keeps the text."""
@@ -51,13 +51,16 @@ class FileMetadata:
         preprocess: How a picture becomes the input, see ``mnvision/transforms/framing.py`` (alignment of faces
             included).
         calibration: Thresholds, similarity and the like, as of the checkpoint.
+        heads: Of a multi-task model, by head what these entries say of a single-task file: ``kind``, ``class_names``,
+            ``category_ids``, ``preprocess``, ``calibration`` and ``nms``; else empty.
         precision: "fp32", "fp16" or "int8".
         nms: Whether non-maximum suppression is inside; None where there is none to do.
         model: The model's config: backbone, head (default boxes), decoder.
         training: ``run`` (its folder), ``seed``, ``monitor``, ``checkpoint`` (name of the file), ``weights`` (16
             hexadecimal digits of the weights), ``version`` (of mnvision that trained) and ``overrides``.
-        quantization: Of int8: ``pictures`` it was calibrated on, ``float_layers`` left out, ``agreement`` with the
-            checkpoint (0 to 1) and in words what was ``measured``; empty otherwise.
+        quantization: Of int8: ``pictures`` it was calibrated on and their ``source``, ``float_layers`` left out, what
+            was ``measured`` in words, ``agreement`` with the checkpoint (0 to 1), and with labels the ``metric``
+            (``name``, ``float`` and ``int8``); empty otherwise.
         version: mnvision's version that exported.
         format_version: Raised when the layout changes.
     """
@@ -70,6 +73,7 @@ class FileMetadata:
     category_ids: list[int] = field(default_factory=list)
     preprocess: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, dict[str, Any]] = field(default_factory=dict)
     precision: str = "fp32"
     nms: bool | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -117,10 +121,19 @@ class FileMetadata:
             category_ids=self.category_ids,
             preprocess=self.preprocess,
             calibration=self.calibration,
+            heads={name: {key: head[key] for key in HEAD_KEYS} for name, head in self.heads.items()},
             run=run,
             overrides=self.training.get("overrides", []),
             version=self.version,
         )
+
+    def head(self, name: str) -> FileMetadata:
+        """What a file with one head of a multi-task file would say of itself; its outputs keep their names there."""
+        named = {output: output_name(name, output) for output in (*_MEANINGS, *_DETECTIONS)}
+        outputs = {output: self.outputs[key] for output, key in named.items() if key in self.outputs}
+        training = {**self.training, "weights": self.training["heads"][name]}
+        model = self.model["heads"][name]
+        return replace(self, **self.heads[name], outputs=outputs, model=model, training=training, heads={})
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -134,7 +147,7 @@ class FileMetadata:
 
 
 def describe(
-    metadata: Metadata, graph: ExportGraph, batch: int | None, precision: str, checkpoint: Path, digest: str
+    metadata: Metadata, graph: ExportGraph, batch: int | None, precision: str, checkpoint: Path, model: Any
 ) -> FileMetadata:
     """What a file made of ``graph`` has to say.
 
@@ -144,21 +157,23 @@ def describe(
         batch: Fixed number of images; None is any.
         precision: "fp32", "fp16" or "int8".
         checkpoint: Its file.
-        digest: See :func:`weights_digest`.
+        model: Of the checkpoint, whose weights are named.
     """
     height, width = graph.resolution
-    nms = "count" in graph.names if "boxes" in graph.names else None
-    meanings = _MEANINGS if nms is None else _DETECTIONS if nms else _DEFAULT_BOXES
+    several = bool(metadata.heads)
+    nms = {head: _nms(graph.names, head) for head in graph.heads}
     run = metadata.run
     training = {
         "run": _run_name(run),
         "seed": run.get("seed"),
         "monitor": run.get("monitor"),
         "checkpoint": checkpoint.name,
-        "weights": digest,
+        "weights": weights_digest(model.state_dict()),
         "version": metadata.version,
         "overrides": metadata.overrides,
     }
+    if several:
+        training["heads"] = {head: weights_digest(model.part(head).state_dict()) for head in graph.heads}
     return FileMetadata(
         kind=metadata.kind,
         class_names=list(metadata.class_names),
@@ -172,15 +187,28 @@ def describe(
             "width": width,
             "any_size": graph.options.resize,
         },
-        outputs={name: meanings[name] for name in graph.names},
+        outputs={name: text for head in graph.heads for name, text in _outputs(graph.names, head, nms[head]).items()},
         model=metadata.model,
         category_ids=list(metadata.category_ids),
         preprocess=metadata.preprocess,
         calibration=metadata.calibration,
+        heads={head: {**metadata.heads[head], "nms": nms[head]} for head in graph.heads} if several else {},
         precision=precision,
-        nms=nms,
+        nms=None if several else nms[graph.heads[0]],
         training=training,
     )
+
+
+def _nms(names: tuple[str, ...], head: str) -> bool | None:
+    """Whether non-maximum suppression is inside; None for a head without boxes."""
+    return output_name(head, "count") in names if output_name(head, "boxes") in names else None
+
+
+def _outputs(names: tuple[str, ...], head: str, nms: bool | None) -> dict[str, str]:
+    """Outputs of one head -> what they hold."""
+    meanings = _MEANINGS if nms is None else _DETECTIONS if nms else _DEFAULT_BOXES
+    named = {output_name(head, name): text for name, text in meanings.items()}
+    return {name: named[name] for name in names if name in named}
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from mnvision import __version__
 from mnvision.errors import UserError
-from mnvision.export.base import Format, Pixels, Session, Wish, check_outputs, need, one_line
+from mnvision.export.base import INT8, Format, Pixels, Quantizer, Session, Wish, check_outputs, need, one_line
 from mnvision.export.graph import INPUT, ExportGraph
+from mnvision.export.int8_form import settled
 from mnvision.export.metadata import KEY, FileMetadata
 from mnvision.export.suppression import KeepRule
 
@@ -61,6 +62,22 @@ class Onnx(Format):
         """See :attr:`Format.half_graph`."""
         return True
 
+    def require_int8(self) -> None:
+        """See :meth:`Format.require_int8`."""
+        need(("nncf", "onnx", "onnxruntime"), "quantization", "precision=int8")
+
+    def quantizer(self, graph: ExportGraph, wish: Wish) -> Quantizer:
+        """See :meth:`Format.quantizer`."""
+        from mnvision.export.int8_onnx import OnnxQuantizer
+
+        return OnnxQuantizer(self, graph, wish)
+
+    def trained_quantizer(self, graph: ExportGraph, wish: Wish, stored: Mapping[str, Any]) -> Quantizer:
+        """See :meth:`Format.trained_quantizer`."""
+        from mnvision.export.int8_trained import TrainedQuantizer
+
+        return TrainedQuantizer(self, graph, wish, stored)
+
     def write(self, graph: ExportGraph, wish: Wish, metadata: FileMetadata, target: Path) -> list[Path]:
         """See :meth:`Format.write`."""
         return self.save(self.proto(graph, wish), wish, metadata, target)
@@ -73,6 +90,8 @@ class Onnx(Format):
         """Write an ``onnx.ModelProto``; see :meth:`Format.write`."""
         import onnx
 
+        if wish.precision == INT8:
+            proto = settled(proto)
         proto.producer_name, proto.producer_version = "mnvision", __version__
         onnx.helper.set_model_props(proto, {KEY: metadata.to_text()})
         try:
@@ -174,7 +193,8 @@ def _strip(proto: Any) -> None:
 @contextmanager
 def quiet_torch() -> Iterator[None]:
     """Without the exporter's remarks, which are for its developers."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript")]
+    names = ("torch.onnx", "torch.export", "torch._export", "torch.utils._pytree", "onnxscript")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

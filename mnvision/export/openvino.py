@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from mnvision.errors import UserError
-from mnvision.export.base import Format, Pixels, Session, Wish, check_outputs, need, one_line
+from mnvision.export.base import Format, Pixels, Quantizer, Session, Wish, check_outputs, need, one_line
 from mnvision.export.graph import ExportGraph
 from mnvision.export.metadata import KEY, FileMetadata
+from mnvision.export.openvino_slim import slim, without_indentation
 from mnvision.export.suppression import KeepRule
 
 _TEXT, _WEIGHTS = [KEY, "metadata"], [KEY, "weights"]
@@ -47,6 +49,22 @@ class OpenVino(Format):
         """See :attr:`Format.keep`."""
         return self._onnx.keep
 
+    def require_int8(self) -> None:
+        """See :meth:`Format.require_int8`."""
+        need(("nncf", "onnx", "onnxruntime"), "quantization", "precision=int8")
+
+    def quantizer(self, graph: ExportGraph, wish: Wish) -> Quantizer:
+        """See :meth:`Format.quantizer`."""
+        from mnvision.export.int8_onnx import OnnxQuantizer
+
+        return OnnxQuantizer(self, graph, wish, by_map=False)
+
+    def trained_quantizer(self, graph: ExportGraph, wish: Wish, stored: Mapping[str, Any]) -> Quantizer:
+        """See :meth:`Format.trained_quantizer`."""
+        from mnvision.export.int8_trained import TrainedQuantizer
+
+        return TrainedQuantizer(self, graph, wish, stored)
+
     def write(self, graph: ExportGraph, wish: Wish, metadata: FileMetadata, target: Path) -> list[Path]:
         """See :meth:`Format.write`."""
         return self.save(self.proto(graph, wish), wish, metadata, target)
@@ -60,7 +78,7 @@ class OpenVino(Format):
         ov = _openvino()
         weights = target.with_suffix(".bin")
         try:
-            model = ov.Core().read_model(proto.SerializeToString(), b"")
+            model = _converted(proto, target, ov)
             for name, port in zip(metadata.outputs, model.outputs):
                 port.set_names({name})
             model.set_rt_info(metadata.to_text(), _TEXT)
@@ -68,6 +86,7 @@ class OpenVino(Format):
             for digest in ("", None):
                 model.set_rt_info(_digest(weights) if digest is None else digest, _WEIGHTS)
                 ov.save_model(model, str(target), compress_to_fp16=wish.precision == "fp16")
+            without_indentation(target)
         except RuntimeError as error:
             raise UserError(f"OpenVINO cannot write {target} ({one_line(error)})") from None
         return [weights, target]
@@ -116,6 +135,18 @@ class OpenVinoSession(Session):
             raise UserError(f"{self.path}: OpenVINO failed on {images.shape} ({one_line(error)})") from None
         # Copies: the next run writes into the same memory.
         return {name: np.array(found[self._ports[name]]) for name in self.metadata.outputs}
+
+
+def _converted(proto: Any, target: Path, ov: Any) -> Any:
+    """An ``openvino.Model``, constants folded; of several sources only files are folded."""
+    source = target.with_suffix(".graph")
+    source.write_bytes(proto.SerializeToString())
+    try:
+        model = ov.convert_model(str(source))
+    finally:
+        source.unlink()
+    slim(model, ov)
+    return model
 
 
 def _openvino() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from mnvision.build import build
 from mnvision.checkpoints import Metadata, load_model, read_metadata
 from mnvision.errors import UserError
 from mnvision.export.base import Format, Session
+from mnvision.export.graph import output_name
 from mnvision.export.suppression import NmsSettings, Suppress, keep_greedily
 from mnvision.types import Detections
 
@@ -36,8 +38,10 @@ class FileModel(nn.Module):
 
     Args:
         session: The opened file.
+        head: Of a multi-task file, the head to be the model.
 
     Attributes:
+        metadata: What the file says of this model.
         kind: As the models of ``mnvision.models`` have it.
         resolution: Height and width of the input in pixels.
         backbone: Holds ``resolution`` only.
@@ -48,14 +52,15 @@ class FileModel(nn.Module):
 
     fingerprint: Tensor
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, head: str = "") -> None:
         super().__init__()
-        metadata = session.metadata
-        self.session, self.kind, self.resolution = session, metadata.kind, metadata.resolution
+        metadata = session.metadata.head(head) if head else session.metadata
+        self.session, self.metadata, self.name = session, metadata, head
+        self.kind, self.resolution = metadata.kind, metadata.resolution
         self.backbone = SimpleNamespace(resolution=metadata.resolution[0])
         classes = len(metadata.class_names)
-        head = metadata.model.get("head", {})
-        self.head = SimpleNamespace(num_classes=classes, dim=head.get("dim"), default_boxes=torch.empty(0, 4))
+        dim = metadata.model.get("head", {}).get("dim")
+        self.head = SimpleNamespace(num_classes=classes, dim=dim, default_boxes=torch.empty(0, 4))
         self.detects = "boxes" in metadata.outputs
         self.has_loss = not self.detects
         decoder = build(metadata.model["decoder"])
@@ -65,27 +70,23 @@ class FileModel(nn.Module):
         self.register_buffer("fingerprint", _fingerprint(session.path))
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """All outputs of the file by name for uint8 images ``(B, 3, H, W)``; a fixed batch is filled up.
+        """The outputs by name for uint8 images ``(B, 3, H, W)``, as a single-task file calls them.
 
         Raises:
             UserError: Images of another type or size than the file takes, or the runtime fails.
         """
-        self._check(images)
-        pixels = images.cpu().numpy()
-        if self.session.metadata.input["layout"] == "nhwc":
-            pixels = pixels.transpose(0, 2, 3, 1)
-        step = self.session.metadata.batch or len(pixels)
-        parts = []
-        for start in range(0, len(pixels), step):
-            part = pixels[start : start + step]
-            filled = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
-            parts.append({name: value[: len(part)] for name, value in self.session.run(filled).items()})
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return {name: torch.from_numpy(value).to(images.device) for name, value in joined.items()}
+        return self.own(outputs_of(self.session, images))
+
+    def own(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of all outputs of the file, this model's."""
+        return {name: found[output_name(self.name, name)] for name in self.metadata.outputs}
 
     def predict(self, images: Tensor) -> Any:
         """What the model that was exported gives for uint8 images ``(B, 3, H, W)``: rows, or ``Detections``."""
-        found = self.outputs(images)
+        return self.finish(self.outputs(images))
+
+    def finish(self, found: Mapping[str, Tensor]) -> Any:
+        """The same from :meth:`outputs`."""
         if not self.detects:
             return next(iter(found.values()))
         if self.suppress is not None:
@@ -104,14 +105,76 @@ class FileModel(nn.Module):
             return found.clamp(SMALLEST, 1).log() - (1 - found).clamp(min=1e-8).log()
         return found.clamp(min=SMALLEST).log()
 
-    def _check(self, images: Tensor) -> None:
-        height, width = self.resolution
-        right = images.ndim == 4 and images.dtype == torch.uint8 and len(images) > 0
-        if not right or (tuple(images.shape[1:]) != (3, height, width)):
-            raise UserError(
-                f"{self.session.path}: takes uint8 images (B, 3, {height}, {width}), got {images.dtype} "
-                f"{tuple(images.shape)}"
-            )
+
+class MultiTaskFile(nn.Module):
+    """What a :class:`~mnvision.multitask.MultiTaskModel` offers to those who only ask it; one run serves all heads.
+
+    Args:
+        session: The opened file.
+
+    Attributes:
+        kind: "multitask".
+        names: Of the heads.
+        resolution: Height and width of the input in pixels.
+        backbone: Holds ``resolution`` only.
+        own_norms: False: no head needs a run of its own.
+    """
+
+    kind = "multitask"
+    own_norms = False
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session, self.metadata = session, session.metadata
+        self.names = tuple(session.metadata.heads)
+        self.resolution = session.metadata.resolution
+        self.backbone = SimpleNamespace(resolution=self.resolution[0])
+        self.parts = nn.ModuleDict({name: FileModel(session, name) for name in self.names})
+
+    def part(self, name: str) -> Any:
+        """One head as a model of its own.
+
+        Raises:
+            UserError: There is no such head.
+        """
+        if name not in self.names:
+            raise UserError(f"there is no head {name!r}; the heads are {', '.join(self.names)}")
+        return self.parts[name]
+
+    def passes(self, names: Iterable[str] | None = None) -> list[tuple[tuple[int, int], list[str]]]:
+        """One run, whatever is asked for."""
+        return [(self.resolution, list(self.names if names is None else names))]
+
+    def predict(self, images: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Answers by head, of uint8 images ``(B, 3, H, W)``."""
+        found = outputs_of(self.session, images)
+        parts = {name: self.part(name) for name in (self.names if names is None else names)}
+        return {name: part.finish(part.own(found)) for name, part in parts.items()}
+
+
+def outputs_of(session: Session, images: Tensor) -> dict[str, Tensor]:
+    """All outputs of a file by name for uint8 images ``(B, 3, H, W)``; a fixed batch is filled up.
+
+    Raises:
+        UserError: Images of another type or size than the file takes, or the runtime fails.
+    """
+    height, width = session.metadata.resolution
+    right = images.ndim == 4 and images.dtype == torch.uint8 and len(images) > 0
+    if not right or (tuple(images.shape[1:]) != (3, height, width)):
+        raise UserError(
+            f"{session.path}: takes uint8 images (B, 3, {height}, {width}), got {images.dtype} {tuple(images.shape)}"
+        )
+    pixels = images.cpu().numpy()
+    if session.metadata.input["layout"] == "nhwc":
+        pixels = pixels.transpose(0, 2, 3, 1)
+    step = session.metadata.batch or len(pixels)
+    parts = []
+    for start in range(0, len(pixels), step):
+        part = pixels[start : start + step]
+        filled = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
+        parts.append({name: value[: len(part)] for name, value in session.run(filled).items()})
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.from_numpy(value).to(images.device) for name, value in joined.items()}
 
 
 class _Finished(nn.Module):
@@ -144,8 +207,8 @@ def is_exported(path: str | Path) -> bool:
     return path.is_file() and has_metadata(path)
 
 
-def open_file(path: str | Path) -> FileModel:
-    """An exported file as a model.
+def open_file(path: str | Path) -> Any:
+    """An exported file as a model: a :class:`FileModel`, or a :class:`MultiTaskFile` of several heads.
 
     Raises:
         UserError: It does not exist, its runtime is not installed, or it is damaged, stripped or altered.
@@ -155,7 +218,12 @@ def open_file(path: str | Path) -> FileModel:
         raise UserError(f"{path} does not exist; give a checkpoint, or a file written by tools/export.py")
     module, _, name = FORMATS[path.suffix.lower()].rpartition(".")
     format_class = cast("type[Format]", getattr(importlib.import_module(module), name))
-    return FileModel(format_class.open(path)).eval()
+    return file_model(format_class.open(path)).eval()
+
+
+def file_model(session: Session) -> FileModel | MultiTaskFile:
+    """An opened file as a model."""
+    return MultiTaskFile(session) if session.metadata.heads else FileModel(session)
 
 
 def open_model(path: str | Path) -> tuple[Any, Metadata]:

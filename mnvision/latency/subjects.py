@@ -27,7 +27,7 @@ from mnvision.build import build_model
 from mnvision.checkpoints import KEY, Metadata
 from mnvision.cost import Cost, measure
 from mnvision.errors import UserError
-from mnvision.prediction.predictor import Predictor, as_device, load_predictor, predictor_class
+from mnvision.prediction.predictor import Predictor, as_device, load_predictor, make_predictor
 from mnvision.prediction.preprocess import pixels_from_memory
 
 WHOLE, MODEL, NETWORK = "whole", "model", "network"
@@ -157,11 +157,11 @@ def _compose(candidate: Candidate, device: str) -> tuple[Any, Predictor[Any] | N
     torch.manual_seed(0)
     config = dict(candidate.config or {})
     model = build_model(config)
-    _settle_statistics(model)
+    settle_statistics(model)
     names = [f"class {number}" for number in range(getattr(model.head, "num_classes", 0))]
     metadata = Metadata(model.kind, config, names, preprocess=dict(candidate.preprocess or {}))
     try:
-        return model, predictor_class(model.kind)(model, metadata, device)
+        return model, make_predictor(model, metadata, device)
     except UserError:
         return model.eval().to(as_device(device)).to(memory_format=torch.channels_last), None
 
@@ -176,16 +176,21 @@ def save_untrained(candidate: Candidate, path: Path) -> None:
     torch.save({"state_dict": state, KEY: metadata.to_dict()}, path)
 
 
-def _settle_statistics(model: Any) -> None:
-    """Batch normalisation as a trained model has it: without, activations of random weights fade to denormals."""
+def settle_statistics(model: Any) -> None:
+    """Batch normalisation as a trained model has it: without, activations of random weights fade to denormals.
+
+    Args:
+        model: Of one head or of several; in eval mode afterwards.
+    """
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0
-    height, width = model.resolution
+    passes = model.passes() if model.kind == "multitask" else [(model.resolution,)]
     with torch.no_grad():
-        model(torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8))
+        for (height, width), *heads in passes:
+            model(torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8), *heads)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
 

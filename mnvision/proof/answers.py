@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnvision.data.images import read_image
+from mnvision.errors import UserError
 from mnvision.prediction.predictor import Predictor
 from mnvision.prediction.preprocess import Prepared
 
@@ -29,12 +30,14 @@ class Answers:
         choices: ``(N,)`` int64, the answered cell of a geolocator; None of others.
         boxes: One entry per picture of a detector; empty of others.
         sizes: ``(N, 2)`` int64, height and width of the original pictures.
+        failure: Why there are none: its runtime failed; empty otherwise.
     """
 
     rows: NDArray[np.float32] | None = None
     choices: NDArray[np.int64] | None = None
     boxes: list[Boxes] = field(default_factory=list)
     sizes: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    failure: str = ""
 
 
 def gather(
@@ -46,7 +49,7 @@ def gather(
     """Ask all of them about the same pictures.
 
     Args:
-        predictors: Of the checkpoint and of the files, all of one kind.
+        predictors: Of the checkpoint and of the files, all of one kind; a file whose runtime fails is asked no more.
         dataset: Has ``path(position)``; of pictures with landmarks or boxes also ``source.landmarks(position)``.
         positions: Of the pictures, at least one.
         report: Is told how far it is.
@@ -55,19 +58,47 @@ def gather(
         One entry per predictor, pictures in the order of ``positions``.
 
     Raises:
-        UserError: A picture cannot be read, or a runtime fails.
+        UserError: A picture cannot be read, or the checkpoint itself fails.
     """
     found: list[list[Any]] = [[] for _ in predictors]
+    failures: dict[int, str] = {}
     for start in range(0, len(positions), BATCH):
         batch = positions[start : start + BATCH].tolist()
         prepared: dict[str, list[Prepared]] = {}
-        for results, predictor in zip(found, predictors, strict=True):
+        for number, predictor in enumerate(predictors):
             rule = f"{predictor.metadata.preprocess} {predictor.resolution}"
             if rule not in prepared:
                 prepared[rule] = [prepare(predictor, dataset, position) for position in batch]
-            results += predictor.predict_prepared(prepared[rule], lowest_threshold(predictor))
+            if number in failures:
+                continue
+            try:
+                found[number] += predictor.predict_prepared(prepared[rule], lowest_threshold(predictor))
+            except UserError as error:
+                if number == 0:
+                    raise
+                failures[number] = str(error)
         report(f"{min(start + BATCH, len(positions))} of {len(positions)} pictures")
-    return [_collected(predictor.kind, results) for predictor, results in zip(predictors, found, strict=True)]
+    return [
+        Answers(failure=failures[number]) if number in failures else _collected(predictor.kind, found[number])
+        for number, predictor in enumerate(predictors)
+    ]
+
+
+def answer(predictor: Predictor[Any], pictures: Sequence[Prepared]) -> Answers:
+    """Ask one of them about pictures that are prepared already.
+
+    Args:
+        predictor: Of a checkpoint or of a file.
+        pictures: At least one.
+
+    Raises:
+        UserError: A runtime fails.
+    """
+    lowest = lowest_threshold(predictor)
+    results: list[Any] = []
+    for start in range(0, len(pictures), BATCH):
+        results += predictor.predict_prepared(pictures[start : start + BATCH], lowest)
+    return _collected(predictor.kind, results)
 
 
 def prepare(predictor: Predictor[Any], dataset: Any, position: int) -> Prepared:

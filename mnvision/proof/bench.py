@@ -19,7 +19,7 @@ from mnvision.proof.answers import Answers
 from mnvision.proof.differences import Differences
 from mnvision.proof.figure import make_case, save_worst, shown_threshold
 from mnvision.proof.scoring import AFFORDABLE, BoxScoring, PairScoring, Scoring
-from mnvision.proof.verdict import LOWER_IS_BETTER, FileProof, metadata_failures, tolerance_for
+from mnvision.proof.verdict import FileProof, metadata_failures, tolerance_for
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Bench:
         answers: Of each predictor.
         scoring: None without labels.
         metric: None without labels.
+        head: Whose answers they are; empty for a single-task model.
     """
 
     predictors: list[Predictor[Any]]
@@ -45,23 +46,7 @@ class Bench:
     answers: list[Answers]
     scoring: Scoring | None
     metric: str | None
-
-
-def metric_name(wanted: str | None, scoring: Scoring, answers: Answers, reference: Predictor[Any]) -> str:
-    """What is asked for; else what the run monitored, where more of it is better; else the task's own.
-
-    Raises:
-        UserError: The task has no such metric.
-    """
-    known = scoring.scores(answers)
-    if scoring.metric not in known:
-        raise UserError(f"{scoring.metric} is not defined on so few pictures: raise limit=, or leave it out")
-    if wanted is not None:
-        if wanted not in known:
-            raise UserError(f"metric={wanted}: this task has {', '.join(known)}")
-        return wanted
-    monitor = str((reference.metadata.run.get("monitor") or {}).get("metric", "")).removeprefix("val/")
-    return monitor if monitor in known and monitor not in LOWER_IS_BETTER else scoring.metric
+    head: str = ""
 
 
 def differences_of(bench: Bench, number: int) -> Differences:
@@ -83,17 +68,13 @@ def differences_of(bench: Bench, number: int) -> Differences:
 def prove_file(bench: Bench, number: int, tolerance: Mapping[str, Any]) -> FileProof:
     """Everything about one file but its speed."""
     candidate, predictor = bench.candidates[number], bench.predictors[number]
-    path, precision = Path(str(candidate.file)), vars(predictor)["model"].session.metadata.precision
-    proof = FileProof(
-        name=candidate.name,
-        path=path,
-        runtime=RUNTIMES.get(path.suffix.lower(), path.suffix),
-        precision=precision,
-        size_mb=file_megabytes(path),
-        differences=differences_of(bench, number),
-        tolerance=tolerance_for(precision, tolerance),
-        failures=metadata_failures(bench.predictors[0], predictor, path),
-    )
+    precision, failure = vars(predictor)["model"].metadata.precision, bench.answers[number].failure
+    proof = bare_proof(candidate, precision)
+    proof.failures += metadata_failures(bench.predictors[0], predictor, proof.path)
+    if failure:
+        proof.failures.append(failure)
+        return proof
+    proof.differences, proof.tolerance = differences_of(bench, number), tolerance_for(precision, tolerance)
     if bench.scoring is not None and bench.metric is not None:
         expected, found = bench.answers[0], bench.answers[number]
         try:
@@ -107,18 +88,33 @@ def prove_file(bench: Bench, number: int, tolerance: Mapping[str, Any]) -> FileP
     return proof
 
 
+def refused_proof(candidate: Candidate, reason: str) -> FileProof:
+    """Of a file that its own runtime does not open, or that is not whole."""
+    proof = bare_proof(candidate)
+    proof.failures.append(f"it cannot be opened: {reason}")
+    return proof
+
+
+def bare_proof(candidate: Candidate, precision: str = "") -> FileProof:
+    """What is known without asking a file."""
+    path = Path(str(candidate.file))
+    runtime = RUNTIMES.get(path.suffix.lower(), path.suffix)
+    return FileProof(candidate.name, path, runtime, precision, file_megabytes(path))
+
+
 def draw_worst(bench: Bench, number: int, proof: FileProof, count: int, folder: Path) -> None:
     """Draw the pictures on which a file differs most; embeddings show nothing that could be seen."""
-    worst = proof.differences.worst(count)
-    name = f"prove_{proof.name.replace('/', '_')}.png"
-    if not worst or bench.predictors[0].kind == "face_embeddings":
+    found = proof.differences
+    worst = [] if found is None else found.worst(count)
+    name = f"prove_{bench.head and f'{bench.head}_'}{proof.name.replace('/', '_')}.png"
+    if found is None or not worst or bench.predictors[0].kind == "face_embeddings":
         (folder / name).unlink(missing_ok=True)  # an earlier proof's would be taken for this one's
         return
     pair = (bench.predictors[0], bench.predictors[number])
     dataset, threshold = bench.data.eval_dataset(bench.split, None), shown_threshold(pair)
     cases = []
     for row in worst:
-        flips, gap = proof.differences.flips[row], proof.differences.outputs[row]
+        flips, gap = found.flips[row], found.outputs[row]
         position = int(bench.positions[row])
         title = f"{dataset.path(position).name}: {flips} flipped, {gap:.1e}"
         cases.append(make_case(pair, dataset, position, threshold, title))
@@ -128,8 +124,10 @@ def draw_worst(bench: Bench, number: int, proof: FileProof, count: int, folder: 
 
 def add_latency(bench: Bench, files: Sequence[FileProof], seconds: float) -> tuple[Row, list[str]]:
     """Time them in turn; gives the checkpoint's row, and notes."""
+    failed = [answers.failure for answers in bench.answers]
+    candidates = [candidate for candidate, failure in zip(bench.candidates, failed, strict=True) if not failure]
     with progress_line() as report:
-        timings = contest(Plan(bench.candidates, parts=(MODEL,), seconds=seconds), report)
+        timings = contest(Plan(candidates, parts=(MODEL,), seconds=seconds), report)
     rows = {row.file: row for row in make_rows(timings.blocks, timings.facts, "cpu")}
     busy = busy_note(list(rows.values()), len(usable_cores()))
     for file in files:

@@ -29,6 +29,7 @@ class Proof:
         cpu_ms: Likewise.
         machine: It was measured on.
         notes: What a reader should know.
+        head: Whose answers they are; empty for a single-task model.
     """
 
     checkpoint: str
@@ -42,6 +43,7 @@ class Proof:
     cpu_ms: float | None
     machine: dict[str, Any]
     notes: list[str]
+    head: str = ""
 
     @property
     def passed(self) -> bool:
@@ -81,8 +83,12 @@ def table(proof: Proof) -> list[list[str]]:
     lines = [[*heading, "verdict"], [*own, "-"]]
     for file in proof.files:
         found = file.differences
-        share = f"{found.flipped} of {found.decisions}" if found.decisions else "-"
-        cells = [file.name, file.precision, f"{file.size_mb:.2f}", f"{found.largest:.1e}", f"{found.mean:.1e}", share]
+        cells = [file.name, file.precision or "-", f"{file.size_mb:.2f}"]
+        if found is None:
+            cells += ["-", "-", "-"]
+        else:
+            share = f"{found.flipped} of {found.decisions}" if found.decisions else "-"
+            cells += [f"{found.largest:.1e}", f"{found.mean:.1e}", share]
         if proof.metric:
             cells += [_number(file.score, "{:.4f}"), _number(file.change, "{:+.4f}"), str(file.interval or "none")]
         if timed:
@@ -96,34 +102,41 @@ def remarks(proof: Proof) -> list[str]:
     lines = []
     for file in proof.files:
         found = file.differences
+        lines += [f"{file.name} fails: {reason}" for reason in file.failures]
+        if found is None:
+            continue
         if found.kinds:
             lines.append(f"{file.name}: {', '.join(f'{count} {name}' for name, count in found.kinds.items())}")
         if found.cosine is not None:
             lines.append(f"{file.name}: lowest cosine of both embeddings of a picture {found.cosine:.7f}")
         if found.largest_pixels is not None:
             lines.append(f"{file.name}: matched boxes differ by at most {found.largest_pixels:.2g} px")
-        lines += [f"{file.name} fails: {reason}" for reason in file.failures]
     return [*lines, *(f"note: {note}" for note in proof.notes)]
 
 
-def write(proof: Proof, folder: Path) -> None:
-    """Write ``prove.json`` and ``prove.md``.
+def write(proofs: Sequence[Proof], folder: Path) -> None:
+    """Write ``prove.json`` and ``prove.md``: of one proof, or of one for each head.
 
     Raises:
         UserError: The folder cannot be written to.
     """
+    content: dict[str, Any] = proofs[0].to_dict()
+    if proofs[0].head:
+        passed = all(proof.passed for proof in proofs)
+        content = {"passed": passed, "heads": {proof.head: proof.to_dict() for proof in proofs}}
     with whole_file(folder / "prove.json") as path:
-        path.write_text(json.dumps(proof.to_dict(), indent=2) + "\n")
+        path.write_text(json.dumps(content, indent=2) + "\n")
     with whole_file(folder / "prove.md") as path:
-        path.write_text(page(proof))
+        path.write_text("\n".join(page(proof) for proof in proofs))
 
 
 def page(proof: Proof) -> str:
     """The proof as Markdown."""
     data, machine = proof.data, proof.machine
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    of = f"{proof.checkpoint}, head {proof.head}" if proof.head else proof.checkpoint
     parts = [
-        f"# {proof.checkpoint}: {'every file passes' if proof.passed else 'NOT every file passes'}",
+        f"# {of}: {'every file passes' if proof.passed else 'NOT every file passes'}",
         f"{data['pictures']} of {data['of']} pictures of split {data['split']} of {data['root']}; {proof.kind}.",
         markdown(table(proof)).strip(),
         "\n".join(f"- {line}" for line in remarks(proof)),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
 from mnvision.geo.distance import great_circle_km
 from mnvision.metrics.attributes import AttributeEvaluator
@@ -24,6 +25,7 @@ from mnvision.metrics.verification import verify
 from mnvision.proof.answers import Answers
 from mnvision.proof.bootstrap import Interval, Rows, interval_of_mean, interval_of_metric
 
+LOWER_IS_BETTER = ("eer", "brier", "ece", "loss", "median_km", "mean_km", "standard_error")
 AFFORDABLE = 500
 """Pictures up to which a detector's AP is resampled: each resample matches all boxes anew."""
 
@@ -232,6 +234,23 @@ class BoxScoring(Scoring):
             for entry in self._objects.get(original, ()):
                 objects.append({**entry, "image_id": number, "id": len(objects) + 1})
         return {**deepcopy({"categories": self.truth["categories"]}), "images": images, "annotations": objects}
+
+
+def metric_name(wanted: str | None, scoring: Scoring, answers: Answers, metadata: Metadata) -> str:
+    """What is asked for; else what the run monitored, where more of it is better; else the task's own.
+
+    Raises:
+        UserError: The task has no such metric.
+    """
+    known = scoring.scores(answers)
+    if scoring.metric not in known:
+        raise UserError(f"{scoring.metric} is not defined on so few pictures: raise limit=, or leave it out")
+    if wanted is not None:
+        if wanted not in known:
+            raise UserError(f"metric={wanted}: this task has {', '.join(known)}")
+        return wanted
+    monitor = str((metadata.run.get("monitor") or {}).get("metric", "")).removeprefix("val/")
+    return monitor if monitor in known and monitor not in LOWER_IS_BETTER else scoring.metric
 
 
 def _tensors(outputs: Any, labels: NDArray[Any], rows: Rows | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

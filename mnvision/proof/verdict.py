@@ -12,6 +12,7 @@ from mnvision.export.metadata import weights_digest
 from mnvision.prediction.predictor import Predictor
 from mnvision.proof.bootstrap import Interval
 from mnvision.proof.differences import Differences
+from mnvision.proof.scoring import LOWER_IS_BETTER
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,6 @@ half an error of 0.1 in a logit moves it by 0.025; the export's own limit of 0.0
 largest of thousands. Of int8 the metric is judged, and hardly the single number. Flips and metric are margins of ours,
 below what most test sets resolve."""
 
-LOWER_IS_BETTER = ("eer", "brier", "ece", "loss", "median_km", "mean_km", "standard_error")
-
 
 @dataclass
 class FileProof:
@@ -51,9 +50,10 @@ class FileProof:
         name: Row of the table.
         path: The file.
         runtime: What ran it.
-        precision: Of the file.
+        precision: Of the file; "" where it cannot be opened.
         size_mb: Of all its files, in MB of 10^6 bytes.
-        differences: From the checkpoint.
+        differences: From the checkpoint; None where it cannot be opened or its runtime fails.
+        tolerance: What it was held against; None likewise.
         score: By the official metric; None without labels.
         change: Of the score from the checkpoint's.
         interval: Of the change; None where it was not resampled.
@@ -63,7 +63,6 @@ class FileProof:
         cpu_ratio: How many times less of it than the checkpoint in torch.
         failures: Why it does not pass; empty where it does.
         figure: Name of the picture of the worst, if there is one.
-        tolerance: What it was held against.
     """
 
     name: str
@@ -71,8 +70,8 @@ class FileProof:
     runtime: str
     precision: str
     size_mb: float
-    differences: Differences
-    tolerance: Tolerance
+    differences: Differences | None = None
+    tolerance: Tolerance | None = None
     score: float | None = None
     change: float | None = None
     interval: Interval | None = None
@@ -86,6 +85,8 @@ class FileProof:
     def judge(self, metric: str | None) -> None:
         """Name what is beyond tolerance."""
         found, limit = self.differences, self.tolerance
+        if found is None or limit is None:
+            return
         if not found.largest <= limit.output:
             self.failures.append(f"largest difference {found.largest:.1e}, tolerance {limit.output:g}")
         if found.share > limit.flips:
@@ -104,7 +105,7 @@ class FileProof:
             "runtime": self.runtime,
             "precision": self.precision,
             "size_mb": self.size_mb,
-            "differences": self.differences.to_dict(),
+            "differences": None if self.differences is None else self.differences.to_dict(),
             "score": self.score,
             "change": self.change,
             "interval_95": None if self.interval is None else self.interval.to_dict(),
@@ -112,7 +113,7 @@ class FileProof:
             "ratio": self.ratio,
             "cpu_ms": self.cpu_ms,
             "cpu_ratio": self.cpu_ratio,
-            "tolerance": vars(self.tolerance),
+            "tolerance": None if self.tolerance is None else vars(self.tolerance),
             "passed": not self.failures,
             "failures": self.failures,
             "figure": self.figure,
@@ -150,6 +151,6 @@ def metadata_failures(reference: Predictor[Any], other: Predictor[Any], path: Pa
         if getattr(other.metadata, name) != getattr(reference.metadata, name)
     ]
     model, file = vars(reference)["model"], vars(other)["model"]
-    if file.session.metadata.training.get("weights") != weights_digest(model.state_dict()):
+    if file.metadata.training.get("weights") != weights_digest(model.state_dict()):
         failures.append("it was exported from other weights than the checkpoint's")
     return failures
