@@ -20,6 +20,7 @@ from mnvision.multitask import single_weights
 from tests.builders import make_tiny_coco
 from tests.builders_faces import make_tiny_celeba
 from tests.builders_identities import make_people
+from tests.builders_resuming import assert_cut_changes_nothing
 from tools import cli
 from tools.evaluate import expand_checkpoint
 from tools.heads import compose_head, fold, unfold, words_by_head
@@ -229,23 +230,12 @@ class TestRun:
                     assert joint[f"{stage}/attributes/{metric}"] == value, key
             assert joint["train/loss"] == single["train/loss"]
 
-    @pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint.*")
     def test_a_run_cut_in_the_middle_of_an_epoch_goes_on_bit_for_bit(self, data: Path, tmp_path: Path):
         words = [*heads_words(data, "ssd", "attributes"), "trainer.max_epochs=2", "trainer.precision=bf16-mixed"]
         words += ["trainer.accumulate_grad_batches=2", "multitask.weighting=uncertainty", "multitask.draw=proportional"]
-        # Checkpoints after every optimizer step and no others: an epoch has two.
-        words += ["+callbacks.last_checkpoint.every_n_train_steps=1", "callbacks.checkpoint=null"]
-        words.append("callbacks.last_checkpoint.save_on_train_epoch_end=false")
-        train(compose(tmp_path / "whole", *words))
-        train(compose(tmp_path / "cut", *words, "trainer.max_steps=1"))
-        content = read_checkpoint(last(tmp_path / "cut"))
-        assert (content["global_step"], content["epoch"]) == (1, 0)
-        train(compose(tmp_path / "cut", *words, f"ckpt_path={last(tmp_path / 'cut')}"))
-        one, two = (read_checkpoint(last(tmp_path / name)) for name in ("whole", "cut"))
-        assert one["global_step"] == two["global_step"] == 4
-        for key in ("state_dict", "ema_state_dict"):
-            assert one[key].keys() == two[key].keys()
-            assert all(torch.equal(one[key][name], two[key][name]) for name in one[key])
+        assert_cut_changes_nothing(tmp_path, *words, "scheduler=cosine", cuts=(2,))
+        one, two = (read_checkpoint(last(tmp_path / name)) for name in ("whole", "cut2"))
+        assert one["global_step"] == 4
         assert one[KEY]["heads"] == two[KEY]["heads"]
 
     def test_resume_repeats_the_words_of_the_run(self, tmp_path: Path):
