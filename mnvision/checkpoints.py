@@ -27,6 +27,7 @@ KEY = "mnvision"
 EMA_KEY = "ema_state_dict"
 PREFIX = "model."
 PUBLISHED_SUFFIX = ".tflite"
+EXPORTED = (".onnx", ".xml", ".pt2", ".pte")
 FORMAT_VERSION = 1
 HEAD_KEYS = ("kind", "class_names", "category_ids", "preprocess", "calibration")
 
@@ -90,7 +91,8 @@ class Metadata:
         if name not in self.heads:
             raise UserError(f"there is no head {name!r}; the heads are {', '.join(self.heads)}")
         own: dict[str, Any] = {key: self.heads[name][key] for key in HEAD_KEYS}
-        common: dict[str, Any] = {"run": self.run, "overrides": self.overrides, "version": self.version}
+        run = self.run.get("heads_run", {}).get(name, self.run)
+        common: dict[str, Any] = {"run": run, "overrides": self.overrides, "version": self.version}
         return Metadata(model=self.model["heads"][name], **own, **common)
 
     @classmethod
@@ -120,6 +122,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {what}; give the path of a .ckpt file written by tools/train.py")
+    if path.suffix.lower() in EXPORTED:
+        raise UserError(f"{path} is an exported file: give the .ckpt that it was made of")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*pickle protocol.*")  # of a damaged file; the error follows

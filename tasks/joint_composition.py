@@ -16,6 +16,7 @@ from mnvision.backbones.pretrained.unfold import folded_norms, measure_folded
 from mnvision.build import build_model
 from mnvision.checkpoints import Metadata, load_model
 from mnvision.data.index import first_few
+from mnvision.data.joint import named
 from mnvision.errors import UserError
 from mnvision.multitask import HEAD_NAMES, OWN_BACKBONE_KEYS, MultiTaskModel, single_weights
 from tasks.composition import fitted_weights, pixels_for, settle
@@ -98,11 +99,13 @@ def compose_joint(
     weights = fitted_weights(source, first["backbone"]) if source else None
     settled: dict[str, dict[str, Any]] = {}
     for name, config in configs.items():
-        settled[name] = settle(config, weights, len(class_names[name]))
+        with named(name):
+            settled[name] = settle(config, weights, len(class_names[name]))
         if weights is not None:
             settled[name] |= pixels_for(settled[name], weights)
     if start is None:
-        alone = build_model(next(iter(settled.values())))
+        with named(next(iter(settled))):
+            alone = build_model(next(iter(settled.values())))
         config = {"_target_": TARGET, "heads": settled, "norms": norms}
         model: MultiTaskModel = build_model(config)
         model.part(model.names[0]).load_state_dict(alone.state_dict())

@@ -9,6 +9,7 @@ import torch
 from mnvision.checkpoints import KEY, Metadata
 from mnvision.errors import UserError
 from mnvision.export.base import Wish
+from mnvision.export.calibration import Samples
 from mnvision.export.exporter import export
 from mnvision.export.graph import GraphOptions, build_graph
 from mnvision.export.heads import HeadsJudgement, chosen_heads, joined_samples
@@ -16,6 +17,7 @@ from mnvision.export.judge import Judgement
 from mnvision.export.onnx import Onnx
 from mnvision.export.runtime import MultiTaskFile, open_file
 from mnvision.prediction.predictor import load_predictor
+from mnvision.prediction.preprocess import Prepared
 from tests.builders_multitask import blotches, joint_model, save_joint, write
 
 NAMES = ("ssd", "attributes", "embedding")
@@ -134,13 +136,16 @@ def test_a_file_is_as_good_as_its_worst_head():
     assert both.to_dict()["heads"]["attributes"]["metric"]["int8"] == 0.699
 
 
-def test_pictures_of_the_heads_take_turns():
-    from mnvision.export.calibration import Samples
-
+def test_pictures_of_the_heads_take_turns_and_come_once():
     samples = {
-        name: Samples(np.full((count, 3, 2, 2), value, np.uint8), [], "pictures", name, name)
-        for name, count, value in (("a", 3, 1), ("b", 2, 2))
+        name: Samples(
+            np.array(values, np.uint8)[:, None, None, None] * np.ones((1, 3, 2, 2), np.uint8),
+            [Prepared(np.full((2, 2, 3), value, np.uint8), (2, 2), None) for value in values],
+            *("pictures", name, name, None, "nothing is known of them"),
+        )
+        for name, values in (("a", [10, 11, 12]), ("b", [1, 10]))
     }
     joined = joined_samples(samples)
-    assert joined.calibration[:, 0, 0, 0].tolist() == [1, 2, 1, 2, 1]
-    assert joined.folder == "a and b"
+    assert joined.calibration[:, 0, 0, 0].tolist() == [10, 1, 11, 12]
+    assert [int(one.pixels[0, 0, 0]) for one in joined.held_out] == [10, 1, 11, 12]
+    assert (joined.folder, joined.why_unscored) == ("a and b", "nothing is known of them")

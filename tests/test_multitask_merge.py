@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from tests.builders_multitask import HEADS, MODELS, blotches, save_joint, save_p
 from tools import merge as merge_tool
 from tools import same as same_tool
 from tools.cli import compose_config
-from tools.heads import words_by_head
+from tools.heads import fold, words_by_head
+from tools.merge import measuring_words
 
 SSD_WORDS = ["task=ssd_coco", "data=shapes", "data.batch_size=16", "backbone.alpha=0.25", "trainer.max_epochs=3"]
 FACE_WORDS = ["task=face_attributes", "data=shapes_attributes", "backbone.alpha=0.25", "init_from=ssd.ckpt"]
@@ -220,6 +222,16 @@ def test_the_runs_that_trained_the_heads_say_how_to_measure_them(run: Any, folde
     words = read_metadata(tmp_path / "s.ckpt").overrides
     assert {"task=ssd_coco", "data=shapes", "backbone.alpha=0.25", "backbone.resolution=96"} <= set(words)
     compose_config("config", words)
+
+
+def test_a_head_of_a_joint_run_keeps_its_task_under_another_name(folder: Path):
+    words = fold(["task=multitask", "heads=[ssd,attributes]", "ssd.data=shapes", "attributes.data=shapes_attributes"])
+    parts = [
+        replace(part, metadata=replace(part.metadata, overrides=words)) for part in read_heads(folder / "all.ckpt")[:2]
+    ]
+    own = words_by_head(compose_config("config", measuring_words([(part, f"my_{part.name}") for part in parts])))
+    assert own["my_ssd"] == ["task=ssd_coco", "data=shapes", "backbone.resolution=96"]
+    assert own["my_attributes"] == ["task=face_attributes", "data=shapes_attributes", "backbone.resolution=96"]
 
 
 def test_sameness_is_shown_and_a_difference_is_named(run: Any, folder: Path, photos: Path, tmp_path: Path):

@@ -22,7 +22,8 @@ from mnvision.prediction.two_stage import Crops, TwoStagePredictor
 from tests.builders_embeddings import ALIGNED
 from tests.builders_models import CLASSIFIER, files_below, picture, save_detector
 from tests.builders_multitask import ATTRIBUTES, HEADS, at, save_joint, save_part
-from tools.predict import listed_heads, main
+from tools.cli import compose_config
+from tools.predict import heads_of, main
 
 NAMES = ["a.png", "b.jpg", "sub/c.png"]
 
@@ -320,12 +321,10 @@ def test_a_single_task_checkpoint_has_no_heads_to_choose(tmp_path: Path, photos:
     assert "this is a detection checkpoint of one head" in capsys.readouterr().err
 
 
-def test_lists_of_heads_are_written_as_hydra_takes_them():
-    assert listed_heads(["heads=[a,b]", "heads=a", "heads=null", "x=1"])[:3] == [
-        "heads={a:[],b:[]}",
-        "heads={a:[]}",
-        "heads=null",
-    ]
+@pytest.mark.parametrize("tool", ["predict", "same", "merge", "export"])
+def test_a_list_of_heads_is_a_plain_value(tool: str):
+    for word, names in (("heads=[a,b]", ["a", "b"]), ("heads=a", ["a"]), ("heads=null", [])):
+        assert heads_of(compose_config(tool, [word]).heads) == names
 
 
 def test_detectors_with_several_heads_need_a_choice(tmp_path: Path):

@@ -98,6 +98,8 @@ def composed(overrides: Sequence[str], whole: bool) -> list[Candidate]:
 
     if not overrides:
         return []
+    if "task=multitask" in overrides:
+        raise UserError("task=multitask: tools/cost.py time=true times trunk and heads; here give files=[all.ckpt,...]")
     parser = OverridesParser.create()
     choices: list[list[str]] = []
     for word in overrides:

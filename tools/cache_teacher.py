@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mnvision.errors import UserError
-from tools.cli import command
+from tools.cli import command, one_task
 
 
 def fill_cache(cfg: DictConfig) -> list[Path]:
@@ -43,7 +43,7 @@ def fill_cache(cfg: DictConfig) -> list[Path]:
     return folders
 
 
-@command("cache_teacher")
+@command("cache_teacher", one_task)
 def main(cfg: DictConfig) -> None:
     """Command line."""
     for folder in fill_cache(cfg):

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnvision.errors import UserError
 from tools.benchmark import settled_config
-from tools.cli import command
+from tools.cli import command, one_task
 from tools.grid import alphas_of, counted, resolutions_of, timed
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def says_nothing(choice: Choice, main: str) -> bool:
     return choice.ranking == "mult_adds" and main == "madds"
 
 
-@command("choose")
+@command("choose", one_task)
 def main(cfg: DictConfig) -> None:
     """Command line."""
     from mnvision.latency.choice import Budget, choose, shortfall, with_scores

@@ -89,6 +89,17 @@ def has_task(config_name: str, words: Sequence[str]) -> bool:
     return config_name not in ("config", "evaluate", "cache_teacher") or any(word.startswith("task=") for word in words)
 
 
+def one_task(words: Sequence[str]) -> list[str]:
+    """The words themselves, of a command that is about one head.
+
+    Raises:
+        UserError: They are of several heads.
+    """
+    if "task=multitask" in words:
+        raise UserError("task=multitask: this command is about one head: give the task that trains it alone, task=NAME")
+    return list(words)
+
+
 def override_words(words: Sequence[str]) -> list[str]:
     """The words of a command line that are neither flags nor the values of flags."""
     return [word for i, word in enumerate(words) if i not in _flag_places(words)]

@@ -124,12 +124,18 @@ def require_one_kind(checkpoints: list[str]) -> None:
     """Refuse what cannot be compared before anything is measured.
 
     Raises:
-        UserError: A checkpoint is unreadable, or they are of different tasks.
+        UserError: A checkpoint is unreadable or has several heads, or they are of different tasks.
     """
     from mnvision.export.runtime import open_metadata
 
     kinds = {path: open_metadata(path).kind for path in checkpoints}
     kinds = {path: SCORED_AS.get(kind, kind) for path, kind in kinds.items()}
+    several = next((path for path in checkpoints if kinds[path] == "multitask"), None)
+    if several is not None:
+        raise UserError(
+            f"{several} has several heads, and this table is of one: cut it out with tools/merge.py {several} "
+            "out=one.ckpt heads=[NAME], or export a file with heads=[NAME]"
+        )
     other = next((path for path in checkpoints if kinds[path] != kinds[checkpoints[0]]), None)
     if other is not None:
         raise UserError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from mnvision.errors import UserError
 from tools.cli import command, quoted, take
-from tools.heads import fold, renewed
+from tools.heads import compose_head, fold, renewed, words_by_head
 
 # What belongs to the training of the checkpoint's run and not to measuring it.
 TRAINING = [
@@ -20,10 +21,28 @@ def expand_checkpoint(words: list[str]) -> list[str]:
     path, rest = take(words, "checkpoint")
     if path is None or path in ("", "null"):
         return fold(words)
-    from mnvision.export.runtime import open_metadata
+    from mnvision.export.runtime import is_exported, open_metadata
 
-    stored = renewed(open_metadata(path).overrides, rest, TRAINING)
+    metadata = open_metadata(path)
+    if metadata.heads and is_exported(path) and not any(word.startswith("heads=") for word in rest):
+        rest = [f"heads=[{','.join(metadata.heads)}]", *rest]  # it may hold some of its checkpoint's heads only
+    if not metadata.overrides and not any(word.startswith(("task=", "experiment=")) for word in rest):
+        way = "task=multitask heads=[NAME,...] NAME.data.root=PATH" if metadata.heads else "task=NAME data.root=PATH"
+        raise UserError(f"{path} does not say which data it was trained on: add {way}")
+    stored = renewed(metadata.overrides, rest, TRAINING)
     return fold([*stored, f"checkpoint={quoted(path)}", *rest])
+
+
+def head_config(name: str, cfg: DictConfig) -> DictConfig:
+    """The config of one head of the run that a config describes.
+
+    Raises:
+        UserError: The run has no such head, so nothing says which data are its own.
+    """
+    found = words_by_head(cfg) if "heads" in cfg else {}
+    if name not in found:
+        raise UserError(f"head {name}: its checkpoint does not say which data it was trained on")
+    return compose_head(name, found[name], cfg)
 
 
 @command("evaluate", expand_checkpoint)

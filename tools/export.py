@@ -10,9 +10,8 @@ from omegaconf import DictConfig
 
 from mnvision.errors import UserError
 from tools.cli import check_overrides, command, compose_config, quoted
-from tools.evaluate import expand_checkpoint
-from tools.heads import compose_head, words_by_head
-from tools.predict import literal_paths
+from tools.evaluate import expand_checkpoint, head_config
+from tools.predict import heads_of, literal_paths, names_of
 
 if TYPE_CHECKING:
     from mnvision.export.base import Format, Wish
@@ -23,8 +22,8 @@ PATHS = ("checkpoint", "output", "pictures", "converter")
 
 
 def gather_data(words: list[str]) -> list[str]:
-    """Put what says which data, such as ``data.root=PATH``, into ``overrides=``, and quote single paths."""
-    given = [word for word in words if re.match(r"[+~]*data(\.|=)", word)]
+    """Put what says which data, ``data.root=PATH`` or ``HEAD.data=NAME``, into ``overrides=``; quote single paths."""
+    given = [word for word in words if re.match(r"[+~]*(\w+\.)?data(\.|=)", word)]
     rest = literal_paths([word for word in words if word not in given], PATHS)
     return [*rest, f"overrides=[{','.join(map(quoted, given))}]"] if given else rest
 
@@ -92,7 +91,7 @@ def samples_of_data(cfg: DictConfig, predictor: Predictor[Any], calibration: Cal
         cfg: The command's config.
         predictor: Of the checkpoint, or of one head of it.
         calibration: How many.
-        head: The head's name, where there are several.
+        head: The head's name, where there are several; else that of ``heads=``, which took one of them.
 
     Raises:
         UserError: It is not there.
@@ -100,6 +99,7 @@ def samples_of_data(cfg: DictConfig, predictor: Predictor[Any], calibration: Cal
     from mnvision.export.calibration_data import data_samples
     from tools.run import build_data
 
+    head = head or next(iter(names_of(cfg.heads)), "")
     try:
         if not predictor.metadata.overrides:
             raise UserError("it does not say what it was trained on")
@@ -108,15 +108,32 @@ def samples_of_data(cfg: DictConfig, predictor: Predictor[Any], calibration: Cal
         check_overrides("evaluate", expanded)
         composed = compose_config("evaluate", expanded)
         if head:
-            composed = compose_head(head, words_by_head(composed)[head], composed)
+            composed = head_config(head, composed)
         composed.backbone.resolution = predictor.resolution[0]
         return data_samples(build_data(composed, "fit"), predictor, calibration)
     except UserError as error:
         whose = "the data named here" if cfg.overrides else "those of the checkpoint's own run"
+        of = f"{head}." * bool(head)
         raise UserError(
             f"precision=int8 is calibrated on real pictures, and {whose} cannot be used ({error}); give "
-            "pictures=FOLDER, data.root=PATH or data=NAME"
+            f"pictures=FOLDER, {of}data.root=PATH or {of}data=NAME"
         ) from error
+
+
+def wanted_heads(cfg: DictConfig) -> tuple[list[str] | None, list[str] | None]:
+    """The heads that go in, None for all, and the overrides that measure a file with one of several.
+
+    Raises:
+        UserError: An empty list, or a file that is no checkpoint.
+    """
+    from mnvision.merging import read_heads
+    from tools.merge import single_words
+
+    if cfg.heads is None:
+        return None, None
+    heads = heads_of(cfg.heads)
+    parts = [part for part in read_heads(cfg.checkpoint) if part.of_several and part.name == heads[0]]
+    return heads, single_words(parts[0]) if parts and len(heads) == 1 else None
 
 
 @command("export", gather_data)
@@ -132,8 +149,11 @@ def main(cfg: DictConfig) -> None:
     if cfg.overrides and (cfg.pictures or wish.precision != INT8):
         raise UserError(f"{cfg.overrides[0]}: data are for precision=int8 without pictures=; leave one of them out")
     source = None if cfg.pictures else partial(samples_of_data, cfg)
-    heads = None if cfg.heads is None else [str(name) for name in cfg.heads]
-    done = export(cfg.checkpoint, form, wish, cfg.output, cfg.pictures, cfg.score_threshold, calibration, source, heads)
+    heads, words = wanted_heads(cfg)
+    done = export(
+        *(cfg.checkpoint, form, wish, cfg.output, cfg.pictures, cfg.score_threshold, calibration, source),
+        *(heads, words),
+    )
     for line in done.lines:
         print(line)
     print(f"exported: {done.path}")

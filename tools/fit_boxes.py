@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mnvision.errors import UserError
-from tools.cli import command
+from tools.cli import command, one_task
 
 
 def fit(cfg: DictConfig) -> list[str]:
@@ -32,7 +32,7 @@ def fit(cfg: DictConfig) -> list[str]:
     return lines
 
 
-@command("fit_boxes")
+@command("fit_boxes", one_task)
 def main(cfg: DictConfig) -> None:
     """Command line."""
     for line in fit(cfg):

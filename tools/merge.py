@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from mnvision.errors import UserError
 from tools.cli import command, quoted
-from tools.predict import listed_heads, literal_paths, names_of
+from tools.predict import heads_of, literal_paths, names_of
 
 if TYPE_CHECKING:
     from mnvision.merging import HeadPart
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def gather_files(words: list[str]) -> list[str]:
     """Put the words without ``=``, which are files, into ``checkpoints=``."""
     files = [word for word in words if "=" not in word and not word.startswith(("-", "~"))]
-    others = listed_heads(literal_paths([word for word in words if word not in files], ("out",)))
+    others = literal_paths([word for word in words if word not in files], ("out",))
     return [*others, f"checkpoints=[{','.join(map(quoted, files))}]"] if files else others
 
 
@@ -32,7 +32,7 @@ def chosen_parts(cfg: DictConfig) -> tuple[list[HeadPart], list[str]]:
     from mnvision.merging import read_heads
 
     found = [part for file in cfg.checkpoints for part in read_heads(Path(file).expanduser())]
-    names, heads = names_of(cfg.names), names_of(cfg.heads)
+    names, heads = names_of(cfg.names), heads_of(cfg.heads)
     if names and len(names) != len(found):
         listed = ", ".join(f"{part.name} of {part.path.name}" for part in found)
         raise UserError(f"names={names}: {len(names)} names for {len(found)} heads: {listed}")
@@ -54,17 +54,20 @@ def measuring_words(parts: list[tuple[HeadPart, str]]) -> list[str]:
     Returns:
         No words where a checkpoint does not say how it was trained.
     """
-    from tools.heads import TASK, carried_words, fold
+    from tools.heads import TASK, carried_words, fold, head_task
     from tools.train import trunk_words
 
+    if not all(part.metadata.overrides for part, _ in parts):
+        return []
     own = {}
-    for part, name in parts:
-        if not part.metadata.overrides:
-            return []
-        words = carried_words(part.metadata.overrides, part.name if part.of_several else None)
-        own[name] = [*_without_resolution(words), _resolution(part)]
-    text = ",".join(f"{name}:[{','.join(map(quoted, words))}]" for name, words in own.items())
     try:
+        for part, name in parts:
+            words = carried_words(part.metadata.overrides, part.name if part.of_several else None)
+            if part.of_several:  # its name told the task, and may be another one now
+                task, words = head_task(part.name, words)
+                words = [f"task={task}", *words]
+            own[name] = [*_without_resolution(words), _resolution(part)]
+        text = ",".join(f"{name}:[{','.join(map(quoted, words))}]" for name, words in own.items())
         return fold([TASK, *trunk_words(str(parts[0][0].path), []), f"heads={{{text}}}"])
     except UserError:  # e.g. of an experiment's file that is gone: the model is usable all the same
         return []

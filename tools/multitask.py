@@ -12,10 +12,11 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mnvision.checkpoints import Metadata, load_model, read_metadata
+from mnvision.checkpoints import Metadata, load_model
 from mnvision.data.joint import HeadsDataModule, JointDataModule, named
 from mnvision.data.partial import PartialLabelsDataModule
 from mnvision.errors import UserError
+from mnvision.export.runtime import is_exported, open_metadata, open_model
 from mnvision.files import whole_file
 from mnvision.losses.joint import check_number, make_weighting, per_head
 from mnvision.metrics.joint import Monitored, joint_score
@@ -134,7 +135,7 @@ def evaluate_joint(cfg: DictConfig, words: Sequence[str]) -> dict[str, float]:
     """
     if not cfg.checkpoint:
         raise UserError("nothing to evaluate: give checkpoint=FILE of a task=multitask run")
-    metadata = read_metadata(cfg.checkpoint)
+    metadata = open_metadata(cfg.checkpoint)
     if metadata.kind != MultiTaskModel.kind:
         raise UserError(f"{cfg.checkpoint} is a {metadata.kind} model, but this task is multitask: leave out task=...")
     stored = set(unfold(metadata.overrides))
@@ -147,7 +148,9 @@ def evaluate_joint(cfg: DictConfig, words: Sequence[str]) -> dict[str, float]:
             heads[name] = compose_head(name, own, cfg)
             given = [word for word in own if f"{name}.{word}" not in stored]
             changed["heads"][name] = adjusted(single.model, [*common, *given], heads[name])
-    model, metadata = load_model(cfg.checkpoint, changed)
+    if is_exported(cfg.checkpoint) and changed != metadata.model:
+        raise UserError(f"{cfg.checkpoint} is finished: resolution and decoding are those it was exported with")
+    model, metadata = open_model(cfg.checkpoint) if changed == metadata.model else load_model(cfg.checkpoint, changed)
     found: dict[str, float] = {}
     for name, head in heads.items():
         with named(name):
@@ -230,16 +233,12 @@ def _all_words(given: Sequence[str], trained: Mapping[str, Sequence[str]], start
     return [*(word for word in given if not word.startswith("heads=")), heads_word({**carried, **trained})]
 
 
-def _score_head(
-    cfg: DictConfig, name: str, head: DictConfig, model: MultiTaskModel, metadata: Metadata
-) -> dict[str, float]:
-    single = metadata.head(name)
-    single.run = metadata.run.get("heads_run", {}).get(name, {})
+def _score_head(cfg: DictConfig, name: str, head: DictConfig, model: Any, metadata: Metadata) -> dict[str, float]:
     head.paths.output_dir = str(Path(cfg.paths.output_dir) / name)
     OmegaConf.set_struct(head, False)
     head.split, head.checkpoint, head.trainer, head.callbacks = cfg.split, cfg.checkpoint, cfg.trainer, cfg.callbacks
     log.info("head %s", name)
-    found = score(head, model.part(name), single, f"{cfg.checkpoint} ({name})")
+    found = score(head, model.part(name), metadata.head(name), f"{cfg.checkpoint} ({name})")
     return {joint_name(key, name): value for key, value in found.items()}
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig
 
 from tools.cli import command, quoted
@@ -29,37 +28,28 @@ def _literal(word: str, keys: Sequence[str]) -> str:
     return f"{key}={quoted(value)}"
 
 
-def listed_heads(words: Sequence[str]) -> list[str]:
-    """``heads=[a,b]`` as ``heads={a:[],b:[]}``: a list, Hydra would take for choices of the group ``conf/head_tasks``.
-
-    Raises:
-        UserError: A head is named twice.
-    """
-    return [_as_mapping(word) if word.startswith("heads=") else word for word in words]
-
-
-def _as_mapping(word: str) -> str:
-    from mnvision.errors import UserError
-
-    value = OverridesParser.create().parse_override(word).value()
-    if value is None or isinstance(value, dict):
-        return word
-    names = [str(name) for name in value] if isinstance(value, list) else [str(value)]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{word}: {name} is named twice; give each once")
-        if not name.isidentifier():
-            raise UserError(f"{word}: {name!r} cannot be a head's name")
-    if not names:
-        raise UserError("heads=[]: give at least one, or leave it out for all")
-    return f"heads={{{','.join(f'{name}:[]' for name in names)}}}"
-
-
 def names_of(value: Any) -> list[str]:
-    """Names given as a list, as one word, or as the keys of a mapping."""
+    """Names given as a list, as one word, or as the keys of a mapping; none where nothing is given."""
     if value is None:
         return []
     return [str(name) for name in value] if isinstance(value, ListConfig | DictConfig) else [str(value)]
+
+
+def heads_of(value: Any, option: str = "heads") -> list[str]:
+    """Heads that an option names; none stands for all.
+
+    Raises:
+        UserError: An empty list, or a head that is named twice.
+    """
+    from mnvision.errors import UserError
+
+    names = names_of(value)
+    if value is not None and not names:
+        raise UserError(f"{option}=[]: give at least one, or leave it out")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{option}=[{','.join(names)}]: {twice} is named twice; give each once")
+    return names
 
 
 def chosen_heads(predictor: Predictor[Any], heads: Sequence[str], option: str = "heads") -> Predictor[Any]:
@@ -88,7 +78,8 @@ def open_predictor(cfg: DictConfig) -> Predictor[Any]:
     from mnvision.prediction.predictor import load_predictor
     from mnvision.prediction.two_stage import Crops, TwoStagePredictor
 
-    predictor, heads, onward = load_predictor(cfg.checkpoint, cfg.device), names_of(cfg.heads), names_of(cfg.crops_to)
+    heads, onward = heads_of(cfg.heads), heads_of(cfg.crops_to, "crops_to")
+    predictor = load_predictor(cfg.checkpoint, cfg.device)
     if not onward and not cfg.crops_checkpoint:
         for option in ("crops_of", "crop_classes", "crop_margin"):
             if cfg[option] is not None:
@@ -105,7 +96,7 @@ def open_predictor(cfg: DictConfig) -> Predictor[Any]:
     return TwoStagePredictor(chosen_heads(predictor, heads), second, crops)
 
 
-@command("predict", lambda words: listed_heads(literal_paths(words)))
+@command("predict", literal_paths)
 def main(cfg: DictConfig) -> None:
     """Command line."""
     from rich.console import Console

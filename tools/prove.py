@@ -11,8 +11,7 @@ from omegaconf import DictConfig, ListConfig
 
 from mnvision.errors import UserError
 from tools.cli import check_overrides, command, compose_config, quoted
-from tools.evaluate import expand_checkpoint
-from tools.heads import compose_head, words_by_head
+from tools.evaluate import expand_checkpoint, head_config
 
 if TYPE_CHECKING:
     from mnvision.latency.subjects import Candidate
@@ -25,7 +24,7 @@ OWN = (
     *("checkpoint", "files", "split", "limit", "metric", "tolerance", "worst", "latency", "seconds", "overrides"),
     *("output", "hydra"),
 )
-MODEL = ("backbone", "head", "decoder", "model", "task")
+MODEL = ("backbone", "head", "heads", "decoder", "model", "task")
 
 
 def gather_overrides(words: list[str]) -> list[str]:
@@ -88,7 +87,7 @@ def open_data(cfg: DictConfig, reference: Predictor[Any], head: str) -> Any:
     check_overrides("evaluate", expanded)
     evaluation = compose_config("evaluate", expanded)
     if head:
-        evaluation = compose_head(head, words_by_head(evaluation)[head], evaluation)
+        evaluation = head_config(head, evaluation)
     evaluation.backbone.resolution = reference.resolution[0]
     return build_data(evaluation, "test" if cfg.split == "test" else "validate")
 
@@ -237,9 +236,8 @@ def prove(cfg: DictConfig) -> tuple[list[Proof], Path]:
     folder = Path(cfg.output or Path(names[0]).parent).expanduser()
     benches, refused = set_up_all(cfg, names)
     proofs = [prove_bench(bench, cfg, folder) for bench in benches]
-    if cfg.latency:  # a file is timed whole, whatever heads it has
-        widest = max(benches, key=lambda bench: len(bench.candidates))
-        row, how = add_latency(widest, [file for proof in proofs for file in proof.files], float(cfg.seconds))
+    if cfg.latency:
+        row, how = add_latency(benches, [file for proof in proofs for file in proof.files], float(cfg.seconds))
         for proof in proofs:
             proof.median_ms, proof.cpu_ms = row.median_ms, row.cpu_ms
             proof.notes += how

@@ -74,7 +74,10 @@ def _checkpoint(path: str | None, asked: str) -> Metadata:
         raise UserError(f"init_from={path} is an exported file, which learns no more: give the .ckpt it was made of")
     metadata = read_metadata(path)
     if metadata.kind not in KINDS:
-        raise UserError(f"init_from={path} is a {metadata.kind} model; quantize={asked} is for {', '.join(KINDS)}")
+        advice = f"; tools/merge.py {path} out=one.ckpt heads=[NAME] cuts one head out" if metadata.heads else ""
+        raise UserError(
+            f"init_from={path} is a {metadata.kind} model; quantize={asked} is for {', '.join(KINDS)}{advice}"
+        )
     return metadata
 
 

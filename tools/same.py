@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 
 from mnvision.errors import UserError
 from tools.cli import command
-from tools.predict import listed_heads, literal_paths, names_of
+from tools.predict import heads_of, literal_paths, names_of
 
 
-@command("same", lambda words: listed_heads(literal_paths(words, ("input",))))
+@command("same", lambda words: literal_paths(words, ("input",)))
 def main(cfg: DictConfig) -> None:
     """Command line."""
     from mnvision.latency.contest import progress_line
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
         pictures = replace(pictures, names=tuple(chosen))
     with progress_line() as report:
         found = compare_heads(
-            first, second, names_of(cfg.heads), pictures, check_positive("batch_size", cfg.batch_size), report
+            first, second, heads_of(cfg.heads), pictures, check_positive("batch_size", cfg.batch_size), report
         )
     print(aligned([TABLE_HEAD, *(head.cells() for head in found)]))
     for head in found:

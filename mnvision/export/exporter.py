@@ -93,6 +93,7 @@ def export(
     calibration: Calibration | None = None,
     source: Source | None = None,
     heads: Sequence[str] | None = None,
+    overrides: Sequence[str] | None = None,
 ) -> Exported:
     """Write a checkpoint as another format.
 
@@ -107,6 +108,7 @@ def export(
         source: Where int8's pictures come from, in the place of ``pictures``, see
             :func:`~mnvision.export.calibration_data.data_samples`.
         heads: Of a multi-task checkpoint, those that go in; one makes a file as of a single task. None is all.
+        overrides: With which ``tools/evaluate.py`` measures the file; None is the checkpoint's own.
 
     Raises:
         UserError: What is asked for does not go together, a package is missing, the folder cannot be written to, the
@@ -121,6 +123,8 @@ def export(
     model, metadata = _load(checkpoint, score_threshold)
     if heads is not None:
         model, metadata = chosen_heads(model, metadata, heads)
+    if overrides is not None:
+        metadata = replace(metadata, overrides=list(overrides))
     options = _options(form, wish, model)
     with workshop(target) as folder:
         graph = build_graph(model, options)
@@ -128,7 +132,7 @@ def export(
         job = _Job(form, graph, wish, written, folder / target.name, model, metadata)
         if wish.precision == INT8:
             assert source is not None
-            made = _make_int8(job, source, asked)
+            made = _make_int8(job, source, asked, pictures is not None)
         else:
             made = _make(job, _pictures(model, metadata, pictures))
         size = sum(file.stat().st_size for file in made.files)
@@ -156,10 +160,10 @@ def _make(job: _Job, shown: Pixels) -> _Made:
     return _Made(files, seconds, difference, [line], [])
 
 
-def _make_int8(job: _Job, source: Source, asked: Calibration) -> _Made:
+def _make_int8(job: _Job, source: Source, asked: Calibration, folder: bool) -> _Made:
     trained = job.checkpoint.quantization
     quantizer = job.form.trained_quantizer(job.graph, job.wish, trained) if trained else None
-    judge = _judge(job, source, asked, trained if quantizer else {})
+    judge = _judge(job, source, asked, trained if quantizer else {}, folder)
     start = time.perf_counter()
     quantizer = quantizer or job.form.quantizer(job.graph, job.wish)
     made = write_int8(Int8Job(job.form, quantizer, job.metadata, job.path), judge, asked)
@@ -171,15 +175,17 @@ def _make_int8(job: _Job, source: Source, asked: Calibration) -> _Made:
     return _Made(made.files, seconds, made.compared.judgement, lines, beside)
 
 
-def _judge(job: _Job, source: Source, asked: Calibration, trained: dict[str, Any]) -> Judge | HeadsJudge:
-    """What files are held against: the checkpoint, rounded as in its training where it was trained so."""
+def _judge(job: _Job, source: Source, asked: Calibration, trained: dict[str, Any], folder: bool) -> Judge | HeadsJudge:
+    """What files are held against: the checkpoint, rounded as in its training where it was trained so.
+
+    Heads share what is asked for, but in a folder, whose pictures are the same ones for all of them.
+    """
     model = restore(job.model, trained) if trained else job.model
     reference = make_predictor(model, job.checkpoint)
     if trained:  # its ranges come with it
         asked = replace(asked, limit=FEWEST)
-    samples = {
-        name: source(predictor, share(asked, len(reference.parts)), name) for name, predictor in reference.parts.items()
-    }
+    each = asked if folder else share(asked, len(reference.parts))
+    samples = {name: source(predictor, each, name) for name, predictor in reference.parts.items()}
     if trained:
         samples = {name: found.uncalibrated() for name, found in samples.items()}
     return HeadsJudge(reference, samples) if job.checkpoint.heads else Judge(reference, samples[""])

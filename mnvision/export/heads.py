@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from mnvision.build import build_model
 from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
+from mnvision.export.base import Pixels
 from mnvision.export.calibration import FEWEST, Calibration, Samples
 from mnvision.export.judge import Judge, Judgement
 from mnvision.prediction.predictor import Predictor
@@ -114,20 +117,36 @@ class HeadsJudge:
 
 
 def joined_samples(samples: Mapping[str, Samples]) -> Samples:
-    """Pictures of all heads as one: in turn, so that any first few are of all of them."""
-    first = next(iter(samples.values()))
-    order = np.argsort(np.concatenate([np.arange(len(one.calibration)) for one in samples.values()]), kind="stable")
-    shown = [picture for group in zip(*(one.held_out for one in samples.values())) for picture in group]
-    sources = {name: f"{one.source} of {one.folder}" for name, one in samples.items()}
+    """Pictures of all heads as one: in turn, so that any first few are of all of them, and each once."""
+    several = list(samples.values())
+    order = np.argsort(np.concatenate([np.arange(len(one.calibration)) for one in several]), kind="stable")
+    pixels = np.concatenate([one.calibration for one in several])[order]
+    turns = zip_longest(*(one.held_out for one in several))
+    shown = [picture for turn in turns for picture in turn if picture is not None]
     return Samples(
-        np.concatenate([one.calibration for one in samples.values()])[order],
-        shown,
-        " and ".join(dict.fromkeys(one.source for one in samples.values())),
-        " and ".join(dict.fromkeys(one.folder for one in samples.values())),
-        " and ".join(dict.fromkeys(one.judged_on for one in samples.values())),
-        first.scoring,
-        "; ".join(f"{name}: {one.why_unscored}" for name, one in samples.items() if one.why_unscored) or str(sources),
+        pixels[_first_of_each(pixels)],
+        [shown[position] for position in _first_of_each([picture.pixels for picture in shown])],
+        " and ".join(dict.fromkeys(one.source for one in several)),
+        " and ".join(dict.fromkeys(one.folder for one in several)),
+        " and ".join(dict.fromkeys(one.judged_on for one in several)),
+        several[0].scoring if all(one.scoring for one in several) else None,
+        _why_unscored(samples),
     )
+
+
+def _first_of_each(pictures: Iterable[Pixels]) -> list[int]:
+    """Positions of the pictures that are not there before: heads may bring the same ones."""
+    found: dict[bytes, int] = {}
+    for position, pixels in enumerate(pictures):
+        found.setdefault(hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).digest(), position)
+    return list(found.values())
+
+
+def _why_unscored(samples: Mapping[str, Samples]) -> str:
+    whys = {name: one.why_unscored for name, one in samples.items() if one.why_unscored}
+    if len(whys) == len(samples) and len(set(whys.values())) == 1:
+        return next(iter(whys.values()))
+    return "; ".join(f"{name}: {why}" for name, why in whys.items())
 
 
 def share(calibration: Calibration, heads: int) -> Calibration:

@@ -122,10 +122,11 @@ def draw_worst(bench: Bench, number: int, proof: FileProof, count: int, folder: 
     save_worst(cases, (bench.candidates[0].name, proof.name), folder / name)
 
 
-def add_latency(bench: Bench, files: Sequence[FileProof], seconds: float) -> tuple[Row, list[str]]:
-    """Time them in turn; gives the checkpoint's row, and notes."""
-    failed = [answers.failure for answers in bench.answers]
-    candidates = [candidate for candidate, failure in zip(bench.candidates, failed, strict=True) if not failure]
+def add_latency(benches: Sequence[Bench], files: Sequence[FileProof], seconds: float) -> tuple[Row, list[str]]:
+    """Time the checkpoint and all files in turn, each with all its heads; gives the checkpoint's row, and notes."""
+    asked = [pair for bench in benches for pair in zip(bench.candidates, bench.answers, strict=True)]
+    failed = {candidate.name for candidate, answers in asked if answers.failure}
+    candidates = list({one.name: one for one, _ in asked if one.name not in failed}.values())
     with progress_line() as report:
         timings = contest(Plan(candidates, parts=(MODEL,), seconds=seconds), report)
     rows = {row.file: row for row in make_rows(timings.blocks, timings.facts, "cpu")}
@@ -136,7 +137,8 @@ def add_latency(bench: Bench, files: Sequence[FileProof], seconds: float) -> tup
             file.median_ms, file.ratio = row.median_ms, row.ratio
             file.cpu_ms, file.cpu_ratio = row.cpu_ms, row.cpu_ratio
     how = "ms: median of one picture, pixels to decoded numbers, one thread; x torch: median of the rounds' ratios"
-    return rows[bench.candidates[0].name], [how, *timings.notes, *filter(None, [busy])]
+    whole = "files and checkpoint are timed with all the heads that each has" if benches[0].head else None
+    return rows[candidates[0].name], [how, *timings.notes, *filter(None, [whole, busy])]
 
 
 def notes_on(bench: Bench, files: Sequence[FileProof]) -> list[str]:
