@@ -129,7 +129,7 @@ def test_a_file_that_decides_otherwise_is_not_kept(classifier: Path, scenes: Pat
     from mnvision.export import int8_onnx, judge
     from mnvision.export.agreement import Agreement
 
-    monkeypatch.setattr(int8_onnx, "quantized", lambda proto, *rest: proto)
+    monkeypatch.setattr(int8_onnx, "quantized", lambda proto, *rest, **options: proto)
     monkeypatch.setattr(judge, "agreement", lambda *rest: Agreement(0.79, "of 8 keep"))
     text = r"loses 21\.0% of the decisions \(0\.2 allowed\), so it was not kept: 79\.0 % of 8 keep; max_drop=0\.02"
     with pytest.raises(UserError, match=text):
