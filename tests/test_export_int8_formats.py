@@ -232,11 +232,18 @@ def test_litert_files_hold_one_scale_per_channel_and_no_float_layer(shipped: Any
         np.testing.assert_allclose(found, np.sort(weight.flatten(1).abs().amax(1) / 127), rtol=1e-5)
 
 
+def test_a_detector_is_refused_where_the_converter_fails_on_it(scenes: Path, tmp_path: Path):
+    form = litert_form()
+    save(tmp_path / "d.ckpt", "detection")
+    with pytest.raises(UserError, match="format=litert cannot hold a detector in int8: give precision=fp32"):
+        export(tmp_path / "d.ckpt", form, Wish("int8", batch=1, nms=False), pictures=scenes)
+    assert files_below(tmp_path) == {"d.ckpt"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", FORMS)
-def test_detectors_keep_their_default_boxes_in_float(make: Any, tmp_path: Path):
+def test_detectors_keep_their_default_boxes_in_float(tmp_path: Path):
     """What an int8 file cannot change: every default box is there, and its edges lie in the picture."""
-    form, images = make(), planes(tinted(24, SIDE))
+    form, images = executorch_form(), planes(tinted(24, SIDE))
     save(tmp_path / "d.ckpt", "detection")
     settle(tmp_path / "d.ckpt")
     model, metadata = load_model(tmp_path / "d.ckpt")

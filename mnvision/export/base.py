@@ -110,6 +110,7 @@ class Format(ABC):
         precisions: What it can hold.
         packages: Modules that writing it imports -> nothing else is needed.
         extra: The optional dependencies of mnvision that bring them.
+        int8_boxes: Whether it can hold a detector in int8.
         any_batch: Whether the number of images can be left open.
         any_size: Whether the size of the pictures can be left open.
     """
@@ -120,6 +121,7 @@ class Format(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
+    int8_boxes: ClassVar[bool] = True
     any_batch: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
 

@@ -205,8 +205,11 @@ def _check_wish(form: Format, wish: Wish, there: bool, calibration: Calibration)
 
 def _options(form: Format, wish: Wish, model: Any) -> GraphOptions:
     """How the graph is built, once it is known to go together with the model."""
-    if wish.nms and form.keep is None and any(part.kind == "detection" for _, part in parts_of(model)):
+    detects = any(part.kind == "detection" for _, part in parts_of(model))
+    if wish.nms and form.keep is None and detects:
         raise UserError(f"format={form.name} cannot hold non-maximum suppression: give nms=false")
+    if detects and wish.precision == INT8 and not form.int8_boxes:
+        raise UserError(f"format={form.name} cannot hold a detector in int8: give precision=fp32, or another format")
     return GraphOptions(
         layout=form.layout,
         keep=form.keep if wish.nms else None,

@@ -46,6 +46,8 @@ class LiteRT(Format):
     suffix = ".tflite"
     layout: ClassVar[Layout] = "nhwc"
     precisions = ("fp32", "int8")
+    # litert-torch 0.10 ends in an assertion where it turns the predictors of a rounded SSD to its own layout.
+    int8_boxes: ClassVar[bool] = False
     any_batch: ClassVar[bool] = False
 
     def __init__(self, converter: str | None = None) -> None:
