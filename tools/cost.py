@@ -28,7 +28,12 @@ def build_settled(cfg: DictConfig) -> Any:
         return load_model(cfg.checkpoint)[0]
     if "multitask" not in cfg:
         return build_model(settled_config(cfg))
-    heads = {name: settled_config(compose_head(name, words, cfg)) for name, words in words_by_head(cfg).items()}
+    heads = {}
+    for name, words in words_by_head(cfg).items():
+        try:
+            heads[name] = settled_config(compose_head(name, words, cfg))
+        except UserError as error:
+            raise UserError(f"head {name}: {error} (as {name}.KEY=VALUE)") from None
     return build_model({"_target_": MODEL, "heads": heads, "norms": cfg.multitask.norms})
 
 
