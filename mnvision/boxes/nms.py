@@ -36,6 +36,35 @@ def grouped_nms(boxes: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
         kept = updated
 
 
+def kept_per_class(
+    boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int, iou_threshold: float, max_per_class: int
+) -> Tensor:
+    """Which candidates of a batch are left when each class of each image is suppressed for itself.
+
+    Args:
+        boxes: ``(B, M, 4)`` float32 xyxy.
+        scores: ``(B, M)``, best first; those that are not above 0 are no candidates.
+        labels: ``(B, M)`` int64, below ``num_classes``.
+        num_classes: Number of labels.
+        iou_threshold: See :func:`grouped_nms`.
+        max_per_class: Most that are kept of one class of an image.
+
+    Returns:
+        ``(B, M)`` bool.
+    """
+    image, rank = (scores > 0).nonzero(as_tuple=True)
+    group = image * num_classes + labels[image, rank]
+    # Stable: within a group candidates stay in falling order of score.
+    group, order = group.sort(stable=True)
+    image, rank = image[order], rank[order]
+    kept = grouped_nms(boxes[image, rank], group, iou_threshold)
+    image, rank = image[kept], rank[kept]
+    allowed = rank_in_group(group[kept]) < max_per_class
+    result = torch.zeros_like(scores, dtype=torch.bool)
+    result[image[allowed], rank[allowed]] = True
+    return result
+
+
 def rank_in_group(groups: Tensor) -> Tensor:
     """Position of each element within its group: ``(M,)`` int64 for ``(M,)`` ascending group numbers."""
     index = torch.arange(len(groups), device=groups.device)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnvision.boxes.coder import decode_boxes
-from mnvision.boxes.nms import grouped_nms, rank_in_group
+from mnvision.boxes.nms import kept_per_class
 from mnvision.errors import UserError
 from mnvision.types import Detections, RegionOutputs, SSDOutputs
 
@@ -99,18 +99,8 @@ class _ScoreDecoder(nn.Module):
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, num_columns: int) -> Tensor:
         """``(B, M)`` scores with those of suppressed candidates set to 0."""
-        image, rank = (scores > 0).nonzero(as_tuple=True)
-        group = image * num_columns + labels[image, rank]
-        # Stable: within a group candidates stay in falling order of score.
-        group, order = group.sort(stable=True)
-        image, rank = image[order], rank[order]
-        kept = grouped_nms(boxes[image, rank], group, self.nms_iou)
-        image, rank = image[kept], rank[kept]
-        allowed = rank_in_group(group[kept]) < self.max_per_class
-        image, rank = image[allowed], rank[allowed]
-        result = torch.zeros_like(scores)
-        result[image, rank] = scores[image, rank]
-        return result
+        kept = kept_per_class(boxes, scores, labels, num_columns, self.nms_iou, self.max_per_class)
+        return torch.where(kept, scores, 0.0)
 
 
 class SSDDecoder(_ScoreDecoder):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mnvision.boxes.coder import decode_boxes
-from mnvision.boxes.nms import grouped_nms, rank_in_group
+from mnvision.boxes.nms import kept_per_class
 from mnvision.types import SSDOutputs
 
 
@@ -127,13 +127,4 @@ def _first(
 
 def keep_greedily(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int, settings: NmsSettings) -> Tensor:
     """The :data:`KeepRule` of this library, for eager torch."""
-    image, rank = (scores > 0).nonzero(as_tuple=True)
-    group = image * num_classes + labels[image, rank]
-    group, order = group.sort(stable=True)
-    image, rank = image[order], rank[order]
-    kept = grouped_nms(boxes[image, rank], group, settings.nms_iou)
-    image, rank = image[kept], rank[kept]
-    allowed = rank_in_group(group[kept]) < settings.max_per_class
-    result = torch.zeros_like(scores, dtype=torch.bool)
-    result[image[allowed], rank[allowed]] = True
-    return result
+    return kept_per_class(boxes, scores, labels, num_classes, settings.nms_iou, settings.max_per_class)
