@@ -11,9 +11,9 @@ from mnvision.data.coco import CocoDataModule
 from mnvision.data.image_folder import ImageFolderDataModule
 from mnvision.data.shapes_scene import SceneOptions
 from mnvision.data.shapes_write import (
+    GeneratedSet,
     generate,
     shapes_classes_job,
-    shapes_folder,
     shapes_job,
     shapes_portraits_job,
 )
@@ -85,7 +85,7 @@ def write_shapes_portraits(
     return generate(root, shapes_portraits_job(num_train, num_val, seed, options), processes)
 
 
-class ShapesDataModule(CocoDataModule):
+class ShapesDataModule(GeneratedSet, CocoDataModule):
     """The generated detection set; ``prepare_data`` writes it once, then it is read as any COCO-format set.
 
     Args:
@@ -102,19 +102,11 @@ class ShapesDataModule(CocoDataModule):
     def __init__(
         self, root: str | Path, num_train: int = 2000, num_val: int = 400, data_seed: int = 0, **common: Any
     ) -> None:
-        self.job, self.cache = shapes_job(num_train, num_val, data_seed), Path(root).expanduser()
-        super().__init__(shapes_folder(self.cache, self.job), **common)
-
-    def prepare_data(self) -> None:
-        """Generates the pictures unless they are cached; Lightning calls it in one process of a node.
-
-        Raises:
-            UserError: The cache cannot be written.
-        """
-        generate(self.cache, self.job)
+        folder = self.place(root, shapes_job(num_train, num_val, data_seed))
+        super().__init__(folder, **common)
 
 
-class ShapesClassificationDataModule(ImageFolderDataModule):
+class ShapesClassificationDataModule(GeneratedSet, ImageFolderDataModule):
     """The generated classification set; ``prepare_data`` writes it once, then it is read as any image folder.
 
     Args:
@@ -131,19 +123,11 @@ class ShapesClassificationDataModule(ImageFolderDataModule):
     def __init__(
         self, root: str | Path, num_train: int = 2400, num_val: int = 480, data_seed: int = 0, **common: Any
     ) -> None:
-        self.job, self.cache = shapes_classes_job(num_train, num_val, data_seed), Path(root).expanduser()
-        super().__init__(shapes_folder(self.cache, self.job), **common)
-
-    def prepare_data(self) -> None:
-        """Generates the pictures unless they are cached; Lightning calls it in one process of a node.
-
-        Raises:
-            UserError: The cache cannot be written.
-        """
-        generate(self.cache, self.job)
+        folder = self.place(root, shapes_classes_job(num_train, num_val, data_seed))
+        super().__init__(folder, **common)
 
 
-class ShapesAttributesDataModule(CelebaDataModule):
+class ShapesAttributesDataModule(GeneratedSet, CelebaDataModule):
     """The generated portraits with their attributes; ``prepare_data`` writes them once, then they are read as CelebA.
 
     Args:
@@ -167,14 +151,6 @@ class ShapesAttributesDataModule(CelebaDataModule):
         data_seed: int = 0,
         **common: Any,
     ) -> None:
-        self.job, self.cache = shapes_portraits_job(num_train, num_val, data_seed), Path(root).expanduser()
+        folder = self.place(root, shapes_portraits_job(num_train, num_val, data_seed))
         framing = {"resize": "stretch"} if framing is None else framing
-        super().__init__(shapes_folder(self.cache, self.job), framing, **common)
-
-    def prepare_data(self) -> None:
-        """Generates the pictures unless they are cached; Lightning calls it in one process of a node.
-
-        Raises:
-            UserError: The cache cannot be written.
-        """
-        generate(self.cache, self.job)
+        super().__init__(folder, framing, **common)

@@ -7,10 +7,10 @@ from typing import Any
 
 from mnvision.data.coco import CocoDataModule
 from mnvision.data.shapes_worker import PORTRAIT_FOLDER
-from mnvision.data.shapes_write import generate, shapes_folder, shapes_portraits_job
+from mnvision.data.shapes_write import GeneratedSet, shapes_portraits_job
 
 
-class ShapesPortraitsDataModule(CocoDataModule):
+class ShapesPortraitsDataModule(GeneratedSet, CocoDataModule):
     """The generated portraits with boxes; ``prepare_data`` writes them once, then they are read as any COCO-format set.
 
     Args:
@@ -27,14 +27,5 @@ class ShapesPortraitsDataModule(CocoDataModule):
     def __init__(
         self, root: str | Path, num_train: int = 1809, num_val: int = 351, data_seed: int = 0, **common: Any
     ) -> None:
-        self.job, self.cache = shapes_portraits_job(num_train, num_val, data_seed), Path(root).expanduser()
-        folder, pictures = shapes_folder(self.cache, self.job), PORTRAIT_FOLDER
-        super().__init__(folder, train_images=pictures, val_images=pictures, **common)
-
-    def prepare_data(self) -> None:
-        """Generates the pictures unless they are cached; Lightning calls it in one process of a node.
-
-        Raises:
-            UserError: The cache cannot be written.
-        """
-        generate(self.cache, self.job)
+        folder = self.place(root, shapes_portraits_job(num_train, num_val, data_seed))
+        super().__init__(folder, train_images=PORTRAIT_FOLDER, val_images=PORTRAIT_FOLDER, **common)

@@ -7,10 +7,10 @@ from typing import Any
 
 from mnvision.data.geo_table import GeoTableDataModule
 from mnvision.data.pictures import Split
-from mnvision.data.shapes_write import generate, shapes_folder, shapes_places_job
+from mnvision.data.shapes_write import GeneratedSet, shapes_places_job
 
 
-class ShapesGeoDataModule(GeoTableDataModule):
+class ShapesGeoDataModule(GeneratedSet, GeoTableDataModule):
     """The generated photos; ``prepare_data`` writes them once, then they are read as any table of positions.
 
     Args:
@@ -27,16 +27,8 @@ class ShapesGeoDataModule(GeoTableDataModule):
     def __init__(
         self, root: str | Path, num_train: int = 1500, num_val: int = 300, data_seed: int = 0, **common: Any
     ) -> None:
-        self.job, self.cache = shapes_places_job(num_train, num_val, data_seed), Path(root).expanduser()
-        super().__init__(shapes_folder(self.cache, self.job), table="train.csv", val_table="val.csv", **common)
-
-    def prepare_data(self) -> None:
-        """Generates the pictures unless they are cached; Lightning calls it in one process of a node.
-
-        Raises:
-            UserError: The cache cannot be written.
-        """
-        generate(self.cache, self.job)
+        folder = self.place(root, shapes_places_job(num_train, num_val, data_seed))
+        super().__init__(folder, table="train.csv", val_table="val.csv", **common)
 
     def notes(self, split: Split) -> list[str]:
         """See :meth:`~mnvision.data.pictures.PictureDataModule.notes`."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mnvision.data.identity_sets import CelebaIdentitiesDataModule
-from mnvision.data.shapes_write import generate, shapes_folder, shapes_portraits_job
+from mnvision.data.shapes_write import GeneratedSet, shapes_portraits_job
 
 
-class ShapesIdentitiesDataModule(CelebaIdentitiesDataModule):
+class ShapesIdentitiesDataModule(GeneratedSet, CelebaIdentitiesDataModule):
     """The generated portraits; ``prepare_data`` writes them once, then they are read as CelebA is.
 
     Args:
@@ -38,14 +38,5 @@ class ShapesIdentitiesDataModule(CelebaIdentitiesDataModule):
         pairs: str | None = "pairs.txt",
         **common: Any,
     ) -> None:
-        self.job, self.cache = shapes_portraits_job(num_train, num_val, data_seed), Path(root).expanduser()
-        folder = shapes_folder(self.cache, self.job)
+        folder = self.place(root, shapes_portraits_job(num_train, num_val, data_seed))
         super().__init__(folder, framing, landmarks=landmarks, pairs=pairs, **common)
-
-    def prepare_data(self) -> None:
-        """Generates the pictures unless they are cached; Lightning calls it in one process of a node.
-
-        Raises:
-            UserError: The cache cannot be written.
-        """
-        generate(self.cache, self.job)

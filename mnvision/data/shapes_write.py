@@ -77,6 +77,31 @@ def shapes_folder(root: str | Path, job: Job) -> Path:
     return Path(root) / f"{job.view}-v{VERSION}-{digest}"
 
 
+class GeneratedSet:
+    """What makes a data module one of generated pictures; it stands before the module that reads them.
+
+    Attributes:
+        job: What is generated.
+        cache: Folder that the data set becomes a folder in.
+    """
+
+    job: Job
+    cache: Path
+
+    def place(self, root: str | Path, job: Job) -> Path:
+        """The data set's folder, once it is known what is to be generated where."""
+        self.job, self.cache = job, Path(root).expanduser()
+        return shapes_folder(self.cache, job)
+
+    def prepare_data(self) -> None:
+        """Generates the pictures unless they are cached; Lightning calls it in one process of a node.
+
+        Raises:
+            UserError: The cache cannot be written.
+        """
+        generate(self.cache, self.job)
+
+
 def generate(root: str | Path, job: Job, processes: int | None = None) -> Path:
     """Return the folder of a job's data set, generating it unless it is there.
 
