@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from omegaconf import DictConfig
 
 from mnvision.errors import UserError
-from tools.cli import command, quoted, take
+from tools.cli import check_overrides, command, compose_config, quoted, take
 from tools.heads import compose_head, fold, renewed, words_by_head
+
+if TYPE_CHECKING:
+    from mnvision.prediction.predictor import Predictor
 
 # What belongs to the training of the checkpoint's run and not to measuring it.
 TRAINING = [
@@ -43,6 +49,27 @@ def head_config(name: str, cfg: DictConfig) -> DictConfig:
     if name not in found:
         raise UserError(f"head {name}: its checkpoint does not say which data it was trained on")
     return compose_head(name, found[name], cfg)
+
+
+def data_config(checkpoint: str, words: Sequence[str], predictor: Predictor[Any], head: str) -> DictConfig:
+    """What evaluating a checkpoint composes: the data of its own run, or others that ``words`` name.
+
+    Args:
+        checkpoint: Its file.
+        words: Overrides.
+        predictor: Of the checkpoint, or of one head of it; the data come at its resolution.
+        head: The head's name, where there are several.
+
+    Raises:
+        UserError: It cannot be composed.
+    """
+    expanded = expand_checkpoint([f"checkpoint={quoted(checkpoint)}", *words, "paths.output_dir=."])
+    check_overrides("evaluate", expanded)
+    composed = compose_config("evaluate", expanded)
+    if head:
+        composed = head_config(head, composed)
+    composed.backbone.resolution = predictor.resolution[0]
+    return composed
 
 
 @command("evaluate", expand_checkpoint)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from mnvision.errors import UserError
-from tools.cli import check_overrides, command, compose_config, quoted
-from tools.evaluate import expand_checkpoint, head_config
+from tools.cli import command, quoted
+from tools.evaluate import data_config
 from tools.predict import heads_of, literal_paths, names_of
 
 if TYPE_CHECKING:
@@ -103,13 +103,7 @@ def samples_of_data(cfg: DictConfig, predictor: Predictor[Any], calibration: Cal
     try:
         if not predictor.metadata.overrides:
             raise UserError("it does not say what it was trained on")
-        words = [f"checkpoint={quoted(cfg.checkpoint)}", *cfg.overrides, "paths.output_dir=."]
-        expanded = expand_checkpoint(words)
-        check_overrides("evaluate", expanded)
-        composed = compose_config("evaluate", expanded)
-        if head:
-            composed = head_config(head, composed)
-        composed.backbone.resolution = predictor.resolution[0]
+        composed = data_config(cfg.checkpoint, cfg.overrides, predictor, head)
         return data_samples(build_data(composed, "fit"), predictor, calibration)
     except UserError as error:
         whose = "the data named here" if cfg.overrides else "those of the checkpoint's own run"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig
 
 from mnvision.errors import UserError
-from tools.cli import check_overrides, command, compose_config, quoted
-from tools.evaluate import expand_checkpoint, head_config
+from tools.cli import command, quoted
+from tools.evaluate import data_config
 
 if TYPE_CHECKING:
     from mnvision.latency.subjects import Candidate
@@ -82,14 +82,8 @@ def open_data(cfg: DictConfig, reference: Predictor[Any], head: str) -> Any:
     """
     from tools.run import build_data
 
-    words = [f"checkpoint={quoted(cfg.checkpoint)}", f"split={cfg.split}", *cfg.overrides, "paths.output_dir=."]
-    expanded = expand_checkpoint(words)
-    check_overrides("evaluate", expanded)
-    evaluation = compose_config("evaluate", expanded)
-    if head:
-        evaluation = head_config(head, evaluation)
-    evaluation.backbone.resolution = reference.resolution[0]
-    return build_data(evaluation, "test" if cfg.split == "test" else "validate")
+    composed = data_config(cfg.checkpoint, [f"split={cfg.split}", *cfg.overrides], reference, head)
+    return build_data(composed, "test" if cfg.split == "test" else "validate")
 
 
 def open_reference(checkpoint: str) -> Predictor[Any]:
