@@ -9,8 +9,7 @@ from typing import Any
 from mnvision.errors import UserError
 from mnvision.export.agreement import LOWEST, SCORE, Agreement, agreement
 from mnvision.export.calibration import Samples
-from mnvision.export.runtime import FileModel
-from mnvision.prediction.predictor import Predictor, predictor_class
+from mnvision.prediction.predictor import Predictor, make_predictor
 from mnvision.proof.answers import answer
 from mnvision.proof.scoring import metric_name
 
@@ -99,7 +98,7 @@ class Judge:
             UserError: Its answers cannot be scored, or a detector shows nothing and no labels are known.
         """
         kind, scoring = self.reference.kind, self.samples.scoring
-        found = answer(predictor_of(file), self.samples.held_out)
+        found = answer(make_predictor(file, file.metadata.as_checkpoint()), self.samples.held_out)
         same = agreement(kind, self.expected, found, self.reference.metadata.calibration)
         if scoring is not None and self.metric is not None:
             before, after = (scoring.scores(answers)[self.metric] for answers in (self.expected, found))
@@ -110,11 +109,6 @@ class Judge:
                 "pictures"
             )
         return Judgement(same)
-
-
-def predictor_of(file: FileModel) -> Predictor[Any]:
-    """The predictor of an opened file."""
-    return predictor_class(file.kind)(file, file.metadata.as_checkpoint())  # type: ignore[arg-type]
 
 
 def most_lost(kind: str, max_drop: float | None, scored: bool) -> float:
