@@ -21,9 +21,8 @@ from mnvision.metrics.verification import VerificationEvaluator
 from mnvision.metrics.verification_scores import VerificationScores
 from mnvision.models import Embedder
 from mnvision.types import IdentityBatch
-from tasks.base import VisionTask
 from tasks.distillation import Distillation
-from tasks.sharded_centres import ShardedCentres, clip_norm
+from tasks.sharded_centres import CentredTask, ShardedCentres
 
 log = logging.getLogger("mnvision")
 
@@ -33,7 +32,7 @@ _FIRST_NAMED = 4
 _STAGES = {"train": "training", "val": "validation"}
 
 
-class FaceEmbeddingsTask(VisionTask):
+class FaceEmbeddingsTask(CentredTask):
     """Trains and evaluates an :class:`~mnvision.models.Embedder`.
 
     After every validation of a training run the similarity that separates its pairs best goes into
@@ -126,19 +125,6 @@ class FaceEmbeddingsTask(VisionTask):
             self._watch("train", embeddings.detach(), _identities(batch))
         return self.learned(losses, embeddings, batch, maps)
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Lightning's own, but for a norm that runs over centres in several processes."""
-        centres = self.centres
-        if centres is None or not centres.is_spread or not gradient_clip_val or gradient_clip_algorithm == "value":
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            clip_norm([centres], [p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
-
     def on_validation_epoch_start(self) -> None:
         """Forget the previous epoch's embeddings."""
         if not self.labelled:
@@ -178,18 +164,6 @@ class FaceEmbeddingsTask(VisionTask):
         self._watch("val", embeddings, labels)
         if self.trainer.state.fn == TrainerFn.FITTING and self.scores.roc is not None:
             self.metadata.calibration = self.scores.calibration(self.mirror) if self.scores.separates else {}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that makes the file usable alone; class centres are saved whole."""
-        super().on_save_checkpoint(checkpoint)
-        if self.centres is not None:
-            self.centres.make_whole(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume from another task, model or number of identities; take this process's centres."""
-        if self.centres is not None:
-            self.centres.take_own(checkpoint)
-        super().on_load_checkpoint(checkpoint)
 
     def write_report(self, folder: Path) -> list[str]:
         """Scores and figures of the last evaluation.

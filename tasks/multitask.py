@@ -21,13 +21,13 @@ from mnvision.optim import FineTuning
 from mnvision.types import JointBatch, JointPart
 from tasks.base import VisionTask, joint_name
 from tasks.joint_parts import own_rates, span, take
-from tasks.sharded_centres import ShardedCentres, clip_norm
+from tasks.sharded_centres import CentredTask, ShardedCentres
 
 JOINT = "val/joint"
 """The score over all heads, see :func:`~mnvision.metrics.joint.joint_score`."""
 
 
-class MultiTask(VisionTask):
+class MultiTask(CentredTask):
     """Trains and evaluates heads of a :class:`~mnvision.multitask.MultiTaskModel`.
 
     A head's task is the one that trains it alone, built on ``model.part(name)``: its losses, teacher, metrics and
@@ -207,19 +207,6 @@ class MultiTask(VisionTask):
         by_stride = dict(zip(backbone.feature_strides, own, strict=True)) if task.gives_maps else None
         return task.learn(task.trained_outputs(own, batch), batch, by_stride)
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Lightning's own, but for a norm that runs over class centres in several processes."""
-        spread = [centres for centres in self._centres() if centres.is_spread]
-        if not spread or not gradient_clip_val or gradient_clip_algorithm == "value":
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            clip_norm(spread, [p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
-
     def on_validation_model_train(self) -> None:
         """Back to training, the heads' parts too, which Lightning does not know."""
         super().on_validation_model_train()
@@ -258,17 +245,9 @@ class MultiTask(VisionTask):
             self._measured[head] = self._measured[head] + found if head in self._measured else found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that makes the file usable alone; class centres are saved whole."""
+        """Add all that makes the file usable alone; see :class:`~tasks.sharded_centres.CentredTask`."""
         self.metadata.heads |= {name: task.metadata.as_head() for name, task in self.parts.items()}
         super().on_save_checkpoint(checkpoint)
-        for centres in self._centres():
-            centres.make_whole(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume from another model, or other classes; take this process's class centres."""
-        for centres in self._centres():
-            centres.take_own(checkpoint)
-        super().on_load_checkpoint(checkpoint)
 
     def take_up(self, stored: Metadata) -> None:
         """Go on with what the heads' tasks have found out.
@@ -280,5 +259,6 @@ class MultiTask(VisionTask):
         for name, task in self.parts.items():
             task.take_up(stored.head(name))
 
-    def _centres(self) -> Iterator[ShardedCentres]:
+    def all_centres(self) -> Iterator[ShardedCentres]:
+        """Those of the heads' tasks."""
         yield from (task.centres for task in self.parts.values() if task.centres is not None)

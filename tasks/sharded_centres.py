@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from mnvision.errors import UserError
 from mnvision.losses.margins import MarginSoftmax
@@ -101,3 +102,37 @@ class ShardedCentres:
             changed = {k: change(v) if isinstance(v, Tensor) and v.shape == shape else v for k, v in state.items()}
             if state:
                 optimizer["state"] = {**optimizer["state"], position: changed}
+
+
+class CentredTask(VisionTask):
+    """A task with class centres that may be spread over the processes: they are clipped, saved and read as a whole."""
+
+    def all_centres(self) -> Iterator[ShardedCentres]:
+        """What is spread, or could be."""
+        if self.centres is not None:
+            yield self.centres
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's own, but for a norm that runs over class centres in several processes."""
+        spread = [centres for centres in self.all_centres() if centres.is_spread]
+        if not spread or not gradient_clip_val or gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip_norm(spread, [p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add all that makes the file usable alone; class centres are saved whole."""
+        super().on_save_checkpoint(checkpoint)
+        for centres in self.all_centres():
+            centres.make_whole(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume from another task, model or classes; take this process's class centres."""
+        for centres in self.all_centres():
+            centres.take_own(checkpoint)
+        super().on_load_checkpoint(checkpoint)
