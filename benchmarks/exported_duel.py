@@ -30,8 +30,8 @@ from benchmarks.exported_files import (
 from benchmarks.report import Result, Table, finish, parser, spread
 from benchmarks.ultralytics_side import CLASSIFIERS, DETECTOR
 from mnvision.latency.contest import Block
-from mnvision.latency.machine import usable_cores
 from mnvision.latency.summary import cpu_ratio, percentile, round_ratios
+from mnvision.runtime import usable_cores
 
 SIDES = (224, 320)
 HERE, THEIRS = "benchmarks.exported_sides", "benchmarks.ultralytics_side"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mnvision.files import whole_file
-from mnvision.latency.machine import processor, usable_cores
+from mnvision.latency.machine import processor
+from mnvision.runtime import usable_cores
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mnvision.cost import measure
 from mnvision.errors import UserError
 from mnvision.latency.contest import Block, Key
 from mnvision.latency.layers import REST, by_type, join_costs, time_layers
-from mnvision.latency.machine import describe_machine, spread_cores, thread_counts, usable_cores
+from mnvision.latency.machine import describe_machine, spread_cores, thread_counts
 from mnvision.latency.report import Report, aligned, busy_note, number, tables, write_report
 from mnvision.latency.subjects import (
     MODEL,
@@ -29,6 +29,7 @@ from mnvision.latency.subjects import (
 )
 from mnvision.latency.summary import cpu_ratio, make_cold_rows, make_rows, percentile, round_ratios
 from mnvision.latency.worker import time_block, warm_up
+from mnvision.runtime import usable_cores
 from tests.builders_models import CLASSIFIER, DETECTOR, save_classifier
 
 A, B = Key("a", "model", 4, 1), Key("b", "model", 4, 1)

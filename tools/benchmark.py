@@ -157,8 +157,9 @@ def make_plan(cfg: DictConfig) -> Plan:
         UserError: A value that cannot be.
     """
     from mnvision.latency.contest import Plan
-    from mnvision.latency.machine import thread_counts, usable_cores
+    from mnvision.latency.machine import thread_counts
     from mnvision.latency.subjects import PARTS, WHOLE, make_picture
+    from mnvision.runtime import usable_cores
 
     parts = [str(part) for part in listed(cfg.parts)]
     wrong = [part for part in parts if part not in PARTS]

@@ -100,10 +100,11 @@ def is_published(cfg: DictConfig) -> bool:
 def timed(cfg: DictConfig, grid: dict[Point, dict[str, Any]]) -> tuple[list[Point], list[str]]:
     """The points with their median latency: one picture, pixels to answers; and what a reader should know."""
     from mnvision.latency.contest import Plan, contest, progress_line
-    from mnvision.latency.machine import thread_counts, usable_cores
+    from mnvision.latency.machine import thread_counts
     from mnvision.latency.report import busy_note
     from mnvision.latency.subjects import MODEL, Candidate
     from mnvision.latency.summary import make_rows
+    from mnvision.runtime import usable_cores
 
     threads = thread_counts(listed(cfg.threads)[:1], len(usable_cores()))
     device = resolved_device(str(cfg.device))

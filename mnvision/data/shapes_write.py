@@ -21,6 +21,7 @@ from mnvision.data.shapes_places import write_tables
 from mnvision.data.shapes_scene import CATEGORY_IDS, SHAPES, SceneOptions
 from mnvision.data.shapes_worker import CANNOT_WRITE, PLACES, PORTRAIT_FOLDER, PORTRAITS, Job, job_to_json, write_share
 from mnvision.errors import UserError
+from mnvision.runtime import usable_cores
 
 VERSION = 1  # raise it whenever the pictures or the annotations change
 MANIFEST = "shapes.json"
@@ -119,7 +120,7 @@ def generate(root: str | Path, job: Job, processes: int | None = None) -> Path:
     folder = shapes_folder(root, job)
     if _is_whole(folder):
         return folder
-    count = processes if processes is not None else _usable_cores()
+    count = processes if processes is not None else len(usable_cores())
     if count < 1:
         raise UserError(f"shapes: processes must be at least 1, got {count}")
     total = len(job.pictures())
@@ -152,12 +153,6 @@ def _is_whole(folder: Path) -> bool:
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"shapes: {folder} lacks {MANIFEST}, so it is not a whole data set; delete that folder")
     return False
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _remove_stale(root: Path) -> None:

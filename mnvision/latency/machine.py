@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mnvision.errors import UserError
+from mnvision.runtime import usable_cores
 
 ALL = "all"
 # Instruction sets that decide between kernels of the runtimes: x86 as /proc/cpuinfo calls them, then Arm.
@@ -71,13 +72,6 @@ def _field(path: Path, key: str) -> str | None:
         if name.strip() == key:
             return value.strip()
     return None
-
-
-def usable_cores() -> list[int]:
-    """Numbers of the cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def thread_counts(given: Sequence[Any], cores: int) -> list[int]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from mnvision.errors import UserError
 from mnvision.latency.contest import Plan, contest, progress_line
-from mnvision.latency.machine import usable_cores
 from mnvision.latency.report import busy_note
 from mnvision.latency.subjects import MODEL, RUNTIMES, Candidate, file_megabytes
 from mnvision.latency.summary import Row, make_rows
@@ -20,6 +19,7 @@ from mnvision.proof.differences import Differences
 from mnvision.proof.figure import make_case, save_worst, shown_threshold
 from mnvision.proof.scoring import AFFORDABLE, BoxScoring, PairScoring, Scoring
 from mnvision.proof.verdict import FileProof, metadata_failures, tolerance_for
+from mnvision.runtime import usable_cores
 
 
 @dataclass
