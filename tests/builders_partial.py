@@ -12,6 +12,7 @@ import numpy as np
 from mnvision.data.attribute_csv import AttributeCsvDataModule
 from mnvision.data.coco import CocoDataModule
 from mnvision.data.identity_sets import IdentityListDataModule
+from mnvision.data.partial import PartialLabelsDataModule
 
 BOXES = [*range(8), 20, 21]
 """Numbers of the pictures with boxes: eight to train on, two to validate on."""
@@ -79,3 +80,10 @@ def partial_heads(root: Path, **options: Any) -> dict[str, Any]:
         "attributes": AttributeCsvDataModule(root, **{**common, **table, **own["attributes"]}),
         "embedding": IdentityListDataModule(root / "pictures", **{**common, **people, **own["embedding"]}),
     }
+
+
+def partial_module(root: Path, **options: Any) -> PartialLabelsDataModule:
+    """The heads of :func:`partial_heads` on one set of pictures; options without a head's name are for all of them."""
+    shared = {"augment", "batch_size", "num_workers", "seed", "together"} & set(options)
+    own = {key: value for key, value in options.items() if key not in shared}
+    return PartialLabelsDataModule(partial_heads(root, **own), **{key: options[key] for key in shared})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import torch
 import mnvision
 from mnvision.errors import UserError
 from mnvision.prediction.folders import Options
-from mnvision.prediction.pictures import write_picture
 from mnvision.prediction.results import Shown
 from mnvision.prediction.results_faces import ImageAttributes
 from mnvision.visualize_faces import draw_attribute_panel
 from tests.builders_models import CLASSIFIER, files_below, picture, save_checkpoint
+from tests.builders_tools import call, refusal, save_photos
 from tools.predict import main
 
 NAMES = ["Smiling", "Young", "Wearing_Hat", "a,b"]
@@ -50,17 +49,14 @@ def predictor(checkpoint: Path) -> Any:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for number in range(3):
-        write_picture(tmp_path / "in" / f"{number}.png", picture(number, 109, 89))
-    return tmp_path / "in"
+    return save_photos(tmp_path / "in", ["0.png", "1.png", "2.png"], (109, 89))
 
 
 @pytest.fixture
 def run_tool(checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     def run(*words: str) -> Path:
         paths = [f"checkpoint={checkpoint}", f"input={photos}", f"output={tmp_path / 'out'}"]
-        monkeypatch.setattr(sys, "argv", ["predict.py", *paths, "device=cpu", *words])
-        main()
+        call(monkeypatch, main, *paths, "device=cpu", *words)
         return tmp_path / "out"
 
     return run
@@ -191,12 +187,7 @@ def test_thresholds_that_do_not_fit_are_refused(thresholds: Any, tmp_path: Path)
     ],
 )
 def test_words_for_others_end_in_one_line(run_tool, tmp_path: Path, capsys, words: list[str], text: str):
-    with pytest.raises(SystemExit) as left:
-        run_tool(*words)
-    assert left.value.code == 2
-    error = capsys.readouterr().err
-    assert text in error
-    assert error.count("\n") == 1
+    assert text in refusal(capsys, run_tool, *words)
     assert not (tmp_path / "out").exists()
 
 

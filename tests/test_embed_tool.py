@@ -25,6 +25,7 @@ from mnvision.prediction.embedding_tables import open_table
 from mnvision.prediction.neighbours import nearest, principal_plane
 from tests.builders_embeddings import ALIGNED, DIM, make_people, save_embedder
 from tests.builders_models import files_below, picture, save_classifier
+from tests.builders_tools import refusal
 from tests.test_verify_tool import LANDMARK_HEADER, row
 from tools.embed import main
 from tools.predict import main as predict_main
@@ -53,15 +54,6 @@ def run_tool(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         tool()
 
     return run
-
-
-def refused(run_tool: Any, capsys: Any, *words: str, checkpoint: str = "plain") -> str:
-    with pytest.raises(SystemExit) as left:
-        run_tool(*words, checkpoint=checkpoint)
-    assert left.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
 
 
 def read_parquet(path: Path) -> tuple[list[str], np.ndarray, dict[str, Any]]:
@@ -166,21 +158,21 @@ def test_results_of_an_earlier_run_are_no_input(run_tool, tmp_path: Path):
     ],
 )
 def test_bad_words_end_in_one_line(run_tool, folder: Path, tmp_path: Path, capsys, words, message):
-    assert message in refused(run_tool, capsys, f"input={folder / 'faces'}", *words)
+    assert message in refusal(capsys, run_tool, f"input={folder / 'faces'}", *words)
     assert files_below(tmp_path) == set()
 
 
 def test_bad_files_end_in_one_line(run_tool, folder: Path, tmp_path: Path, capsys):
     pictures = f"input={folder / 'faces'}"
-    assert "classification checkpoint" in refused(run_tool, capsys, pictures, checkpoint="classifier")
-    assert "none.csv" in refused(run_tool, capsys, pictures, "landmarks=none.csv", checkpoint="aligned")
+    assert "classification checkpoint" in refusal(capsys, run_tool, pictures, checkpoint="classifier")
+    assert "none.csv" in refusal(capsys, run_tool, pictures, "landmarks=none.csv", checkpoint="aligned")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_text("no picture")
-    assert "none of 1 pictures could be embedded" in refused(run_tool, capsys, f"input={tmp_path / 'bad'}")
+    assert "none of 1 pictures could be embedded" in refusal(capsys, run_tool, f"input={tmp_path / 'bad'}")
     assert files_below(tmp_path) == {"bad/a.jpg"}
     (tmp_path / "out").rmdir()
     (tmp_path / "out").touch()
-    assert "cannot write" in refused(run_tool, capsys, pictures)
+    assert "cannot write" in refusal(capsys, run_tool, pictures)
 
 
 def test_without_pyarrow_there_is_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ import torch
 
 import mnvision
 from mnvision.errors import UserError
-from mnvision.prediction.pictures import crop, write_picture
+from mnvision.prediction.pictures import crop
 from mnvision.prediction.two_stage import Crops, TwoStagePredictor
 from tests.builders_embeddings import ALIGNED
 from tests.builders_models import CLASSIFIER, files_below, picture, save_detector
 from tests.builders_multitask import ATTRIBUTES, HEADS, at, save_joint, save_part
+from tests.builders_tools import call, refusal, save_photos
 from tools.cli import compose_config
 from tools.predict import heads_of, main
 
@@ -44,17 +44,14 @@ def joint(folder: Path) -> Any:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for seed, name in enumerate(NAMES):
-        write_picture(tmp_path / "in" / name, picture(seed, 100 + 10 * seed, 150))
-    return tmp_path / "in"
+    return save_photos(tmp_path / "in", NAMES)
 
 
 @pytest.fixture
 def run_tool(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def run(source: Path | str, output: Path, *words: str, checkpoint: str = "all") -> None:
         paths = [f"checkpoint={folder / checkpoint}.ckpt", f"input={source}", f"output={output}"]
-        monkeypatch.setattr(sys, "argv", ["predict.py", *paths, "device=cpu", *words])
-        main()
+        call(monkeypatch, main, *paths, "device=cpu", *words)
 
     return run
 
@@ -308,10 +305,7 @@ def test_nothing_found_is_nothing_asked(tmp_path: Path, joint: Any):
 def test_options_that_do_not_go_together(
     run_tool: Any, photos: Path, tmp_path: Path, words: Any, said: str, capsys: Any
 ):
-    with pytest.raises(SystemExit) as stopped:
-        run_tool(photos, tmp_path / "out", *words)
-    assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
+    assert said in refusal(capsys, run_tool, photos, tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
 
 

@@ -24,7 +24,17 @@ from mnvision.data.shapes_identities import ShapesIdentitiesDataModule
 from mnvision.data.teacher_view import TeacherView
 from tests.builders_faces import make_tiny_celeba
 from tests.builders_joint import same
-from tests.builders_partial import ATTRIBUTES, BARE, LEAK, PEOPLE, ROWS, make_partial, partial_heads, place_of
+from tests.builders_partial import (
+    ATTRIBUTES,
+    BARE,
+    LEAK,
+    PEOPLE,
+    ROWS,
+    make_partial,
+    partial_heads,
+    partial_module,
+    place_of,
+)
 
 LETTERS = {"b": "ssd", "a": "attributes", "p": "embedding"}
 CROPS = {"area": [0.4, 0.9], "aspect": [0.7, 1.4], "flip": 0.5, "brightness": 0, "saturation": 0}
@@ -35,20 +45,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_partial(tmp_path_factory.mktemp("partial") / "set")
 
 
-def module(root: Path, **options: Any) -> PartialLabelsDataModule:
-    shared = ("augment", "batch_size", "num_workers", "seed", "together")
-    own = {key: value for key, value in options.items() if key not in shared}
-    return PartialLabelsDataModule(
-        partial_heads(root, **own), **{key: value for key, value in options.items() if key in shared}
-    )
-
-
 def number_of(path: str) -> int:
     return int(Path(path).stem[1:])
 
 
 def test_every_picture_is_there_once_with_all_its_labels(root: Path):
-    pictures = module(root).pictures
+    pictures = partial_module(root).pictures
     numbers = [number_of(pictures.path(position)) for position in range(len(pictures))]
     assert numbers == list(ROWS)
     for number, row in zip(numbers, pictures.rows.tolist()):
@@ -58,7 +60,7 @@ def test_every_picture_is_there_once_with_all_its_labels(root: Path):
 
 
 def test_what_is_left_out_is_counted(root: Path):
-    data = module(root)
+    data = partial_module(root)
     assert "train" not in data.reports()
     assert data.num_images("train") == len(ROWS)
     findings = data.reports()["train"].findings
@@ -103,7 +105,7 @@ def batches_by_picture(data: PartialLabelsDataModule, epochs: int = 1) -> list[d
 
 
 def test_labels_are_those_of_the_files_and_unknown_ones_stay_unknown(root: Path):
-    data = module(root, batch_size=11)
+    data = partial_module(root, batch_size=11)
     (shown,) = batches_by_picture(data)
     assert sorted(shown) == sorted(ROWS)
     value = {"1": 1, "0": 0, "": -1}
@@ -125,7 +127,7 @@ def bright(image: torch.Tensor) -> tuple[int, int, int, int]:
 
 def test_boxes_move_with_crops_and_mirroring(root: Path):
     """Against the pixels themselves; boxes of objects whose centre is cut away are gone."""
-    data = module(root, augment=CROPS, batch_size=11, num_workers=0)
+    data = partial_module(root, augment=CROPS, batch_size=11, num_workers=0)
     boxes = flips = 0
     for epoch in batches_by_picture(data, epochs=8):
         for number, entry in epoch.items():
@@ -140,7 +142,7 @@ def test_boxes_move_with_crops_and_mirroring(root: Path):
 
 
 def test_pictures_without_augmentation_are_whole(root: Path):
-    data = module(root, augment=False, batch_size=11)
+    data = partial_module(root, augment=False, batch_size=11)
     for number, entry in batches_by_picture(data)[0].items():
         x, y, width, height = place_of(number)
         corners = np.array([x, y, x + width, y + height]) * [48 / 80, 48 / 60, 48 / 80, 48 / 60]
@@ -157,7 +159,7 @@ def test_a_picture_is_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch):
         return plain(path, *args)
 
     plain = decoding.read_image
-    loader = module(root, batch_size=11).train_dataloader()
+    loader = partial_module(root, batch_size=11).train_dataloader()
     monkeypatch.setattr(decoding, "read_image", counted)
     list(loader)
     assert len(read) == len(ROWS)
@@ -184,7 +186,7 @@ def test_a_mirrored_upright_face_is_what_the_heads_alone_would_see(tmp_path: Pat
 
 
 def test_a_teacher_sees_the_same_view(root: Path):
-    data = module(root, augment=CROPS, batch_size=11)
+    data = partial_module(root, augment=CROPS, batch_size=11)
     data.data["attributes"].teacher_view = TeacherView((48, 48))
     (group,) = next(iter(data.train_dataloader()))["groups"]
     part = next(part for part in group["parts"] if part["head"] == "attributes")
@@ -222,7 +224,7 @@ def test_orders_depend_on_the_epoch(root: Path):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_epoch_is_entered_where_a_checkpoint_left_it(root: Path, num_workers: int):
     def loader() -> Any:
-        made = module(root, batch_size=4, num_workers=num_workers).train_dataloader()
+        made = partial_module(root, batch_size=4, num_workers=num_workers).train_dataloader()
         made.sampler.set_epoch(2)
         return made
 
@@ -237,7 +239,7 @@ def test_an_epoch_is_entered_where_a_checkpoint_left_it(root: Path, num_workers:
 
 
 def test_heads_with_their_own_normalisations_see_their_own_pictures(root: Path):
-    whole, apart = module(root, batch_size=11), module(root, batch_size=11, together=False)
+    whole, apart = partial_module(root, batch_size=11), partial_module(root, batch_size=11, together=False)
     (group,) = next(iter(whole.train_dataloader()))["groups"]
     groups = next(iter(apart.train_dataloader()))["groups"]
     assert [part["head"] for own in groups for part in own["parts"]] == ["ssd", "attributes", "embedding"]
@@ -248,8 +250,8 @@ def test_heads_with_their_own_normalisations_see_their_own_pictures(root: Path):
 
 
 def test_a_head_sits_out_a_batch_that_holds_one_picture_of_it(root: Path):
-    collate = module(root).train_dataloader().collate_fn
-    dataset = module(root).train_dataloader().dataset
+    collate = partial_module(root).train_dataloader().collate_fn
+    dataset = partial_module(root).train_dataloader().dataset
     (group,) = collate([dataset[place] for place in (0, 1, 4)])["groups"]  # boxes; boxes; boxes and attributes
     assert [(part["head"], part["rows"].tolist()) for part in group["parts"]] == [("ssd", [0, 1, 2])]
     assert len(group["images"]) == 3
@@ -258,7 +260,7 @@ def test_a_head_sits_out_a_batch_that_holds_one_picture_of_it(root: Path):
 
 
 def test_every_head_is_evaluated_by_its_own_data(root: Path):
-    data = module(root)
+    data = partial_module(root)
     data.setup("fit")
     alone = JointDataModule(partial_heads(root))
     alone.setup("fit")

@@ -17,20 +17,12 @@ from mnvision.errors import UserError
 from mnvision.transforms.classification import ClassificationAugment
 from mnvision.transforms.detection import DetectionAugment
 from tests.builders_geo import make_geo_shards
-from tests.builders_partial import ROWS, make_partial, partial_heads
+from tests.builders_partial import ROWS, make_partial, partial_heads, partial_module
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_partial(tmp_path_factory.mktemp("partial") / "set")
-
-
-def module(root: Path, **options: Any) -> PartialLabelsDataModule:
-    shared = ("augment", "batch_size", "num_workers", "seed", "together")
-    own = {key: value for key, value in options.items() if key not in shared}
-    return PartialLabelsDataModule(
-        partial_heads(root, **own), **{key: value for key, value in options.items() if key in shared}
-    )
 
 
 def test_the_gentlest_augmentation_counted_by_hand():
@@ -71,17 +63,17 @@ def test_the_gentlest_augmentation_counted_by_hand():
 )
 def test_what_cannot_share_pictures_is_refused(root: Path, options: dict[str, Any], message: str):
     with pytest.raises(UserError) as refused:
-        module(root, **options).train_dataloader()
+        partial_module(root, **options).train_dataloader()
     assert message in str(refused.value)
 
 
 def test_a_central_crop_in_evaluation_is_no_hindrance(root: Path):
     central = {"attributes_framing": {"resize": "center_crop", "crop_fraction": 0.875}}
-    assert len(module(root, batch_size=11, **central).train_dataloader()) == 1
+    assert len(partial_module(root, batch_size=11, **central).train_dataloader()) == 1
 
 
 def test_stored_answers_of_a_teacher_are_refused(root: Path):
-    data = module(root)
+    data = partial_module(root)
     data.data["attributes"].teacher_view = TeacherView((32, 32), views=2)
     with pytest.raises(UserError, match=r"^attributes: a teacher's stored answers are to other views"):
         data.train_dataloader()
@@ -124,4 +116,4 @@ def test_a_picture_of_another_size_than_annotated_is_refused(tmp_path: Path):
     path = tmp_path / "set" / "pictures" / "p06.png"
     cv2.imwrite(str(path), cv2.imread(str(path)).transpose(1, 0, 2))
     with pytest.raises(UserError, match=r"p06\.png is 60x80 but annotated as 80x60"):
-        list(module(tmp_path / "set", batch_size=11).train_dataloader())
+        list(partial_module(tmp_path / "set", batch_size=11).train_dataloader())

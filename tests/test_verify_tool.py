@@ -7,7 +7,6 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -27,6 +26,7 @@ from mnvision.prediction.preprocess import Prepared
 from tasks.reports_embeddings import verification_report
 from tests.builders_embeddings import ALIGNED, DIM, make_people, pair_lines, save_embedder
 from tests.builders_models import SIDE, files_below, picture, save_classifier
+from tests.builders_tools import refusal
 from tools.cli import CONF
 from tools.verify import main
 
@@ -67,15 +67,6 @@ def run_tool(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def protocol_words(folder: Path, *words: str) -> list[str]:
     return [f"pairs={folder / 'pairs.txt'}", f"root={folder / 'faces'}", *words]
-
-
-def refused(run_tool: Any, capsys: Any, *words: str, checkpoint: str = "plain") -> str:
-    with pytest.raises(SystemExit) as left:
-        run_tool(*words, checkpoint=checkpoint)
-    assert left.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
 
 
 class TestTwoPictures:
@@ -147,23 +138,23 @@ class TestTwoPictures:
         ],
     )
     def test_bad_words_end_in_one_line(self, run_tool, capsys, words, message):
-        assert message in refused(run_tool, capsys, *words)
+        assert message in refusal(capsys, run_tool, *words)
 
     def test_a_picture_that_the_landmarks_lack(self, run_tool, folder: Path, tmp_path: Path, capsys):
         cv2.imwrite(str(tmp_path / "new.png"), picture())
         words = ["new.png", "new.png", f"landmarks={folder / 'points.csv'}"]
-        assert "has no landmarks of new.png" in refused(run_tool, capsys, *words, checkpoint="aligned")
-        assert "this checkpoint does not align faces" in refused(run_tool, capsys, *words)
+        assert "has no landmarks of new.png" in refusal(capsys, run_tool, *words, checkpoint="aligned")
+        assert "this checkpoint does not align faces" in refusal(capsys, run_tool, *words)
 
     def test_bad_checkpoints(self, run_tool, folder: Path, tmp_path: Path, capsys):
         damaged = tmp_path / "damaged"
         damaged.with_suffix(".ckpt").write_bytes((folder / "plain.ckpt").read_bytes()[:5000])
-        assert "truncated or corrupt" in refused(run_tool, capsys, "a", "b", checkpoint=str(damaged))
-        assert "does not exist" in refused(run_tool, capsys, "a", "b", checkpoint="absent")
-        error = refused(run_tool, capsys, "a", "b", checkpoint="classifier")
+        assert "truncated or corrupt" in refusal(capsys, run_tool, "a", "b", checkpoint=str(damaged))
+        assert "does not exist" in refusal(capsys, run_tool, "a", "b", checkpoint="absent")
+        error = refusal(capsys, run_tool, "a", "b", checkpoint="classifier")
         assert "classifier.ckpt is a classification checkpoint, which gives no embeddings" in error
         save_embedder(tmp_path / "odd.ckpt", calibration={"similarity": "high"})
-        assert "calibration.similarity='high'" in refused(run_tool, capsys, "a", "b", checkpoint=str(tmp_path / "odd"))
+        assert "calibration.similarity='high'" in refusal(capsys, run_tool, "a", "b", checkpoint=str(tmp_path / "odd"))
 
 
 class TestProtocol:
@@ -203,7 +194,7 @@ class TestProtocol:
         turned = [f"{line[:-1]}{1 - int(line[-1])}" for line in lines]
         (tmp_path / "turned.txt").write_text("\n".join(turned) + "\n")
         words = [f"pairs={tmp_path / 'turned.txt'}", f"root={folder / 'faces'}", "save=c.ckpt"]
-        assert "save=c.ckpt: not written, as pairs of one person are no more alike" in refused(run_tool, capsys, *words)
+        assert "save=c.ckpt: not written, as pairs of one person are no more alike" in refusal(capsys, run_tool, *words)
         assert not (tmp_path / "c.ckpt").exists()
         assert (tmp_path / "verification" / "metrics.json").is_file()
 
@@ -264,14 +255,14 @@ class TestProtocol:
         ],
     )
     def test_bad_words_end_in_one_line(self, run_tool, folder: Path, tmp_path: Path, capsys, words, message):
-        assert message in refused(run_tool, capsys, *protocol_words(folder), *words)
+        assert message in refusal(capsys, run_tool, *protocol_words(folder), *words)
         assert files_below(tmp_path) == set()
 
     def test_pairs_that_name_unknown_pictures(self, run_tool, folder: Path, tmp_path: Path, capsys):
         lines = (folder / "pairs.txt").read_text().replace("P2/P2_0003", "P2/P2_0009")
         (tmp_path / "other.txt").write_text(lines)
         number = 1 + next(i for i, line in enumerate(lines.splitlines()) if "P2_0009" in line)
-        error = refused(run_tool, capsys, *protocol_words(folder), "pairs=other.txt")
+        error = refusal(capsys, run_tool, *protocol_words(folder), "pairs=other.txt")
         assert "1 of 12 pictures that other.txt names" in error
         assert f"line {number}" in error
         assert "P2/P2_0009.png; give root=FOLDER" in error
@@ -279,14 +270,14 @@ class TestProtocol:
     def test_an_unreadable_picture_stops_the_protocol(self, run_tool, folder: Path, tmp_path: Path, capsys):
         names = make_people(tmp_path / "faces")
         (tmp_path / "faces" / names[5]).write_text("no picture")
-        error = refused(run_tool, capsys, *protocol_words(folder), f"root={tmp_path / 'faces'}")
+        error = refusal(capsys, run_tool, *protocol_words(folder), f"root={tmp_path / 'faces'}")
         assert names[5] in error
 
     def test_every_picture_needs_landmarks_where_they_are_given(self, run_tool, folder: Path, tmp_path: Path, capsys):
         lines = (folder / "points.csv").read_text().splitlines()
         (tmp_path / "points.csv").write_text("\n".join(lines[:-2]) + "\n")
         words = protocol_words(folder, "landmarks=points.csv")
-        error = refused(run_tool, capsys, *words, checkpoint="aligned")
+        error = refusal(capsys, run_tool, *words, checkpoint="aligned")
         assert "has no landmarks of 2 of 12 pictures, first P3/P3_000" in error
 
     def test_a_copy_that_cannot_be_written(self, run_tool, folder: Path, tmp_path: Path, capsys):
