@@ -127,6 +127,16 @@ def test_the_tool_composes_heads_without_data(run_tool: Callable[..., str]):
     assert found["head", 96] == 512 * 40
 
 
+def test_of_a_checkpoint_some_heads_can_be_counted(run_tool: Callable[..., str]):
+    plain = json.loads(run_tool("checkpoint=ALL", "heads=[attributes]", "format=json"))
+    single = alone(MODELS["attributes"])
+    assert (plain["mult_adds"], plain["params"]) == (single.mult_adds, single.params)
+    rows = list(csv.DictReader(io.StringIO(run_tool("checkpoint=ALL", "heads=[ssd,attributes]", "format=csv"))))
+    assert [row["name"] for row in rows if row["part"] == "head"] == ["ssd", "attributes"]
+    total = joint_cost(joint_model("ssd", "attributes")).row(JOINT)
+    assert [int(row["mult_adds"]) for row in rows if row["part"] == "joint"] == [total.mult_adds]
+
+
 def test_what_the_tool_refuses(run_tool: Callable[..., str], capsys: Any):
     for words, said in (
         (("by=head",), "by=head: this model has one head"),
@@ -135,6 +145,8 @@ def test_what_the_tool_refuses(run_tool: Callable[..., str], capsys: Any):
         (("checkpoint=ALL", "by=row"), "by=row: choose"),
         (("checkpoint=ALL", "time=yes please"), "time=yes please: give true or false"),
         (("task=multitask", "heads=[ssd,ssd]"), "ssd is named twice"),
+        (("heads=[ssd]",), "give checkpoint=FILE with several heads, or task=multitask"),
+        (("checkpoint=ALL", "heads=[none]"), "there is no head 'none'"),
     ):
         with pytest.raises(SystemExit) as stopped:
             run_tool(*words)

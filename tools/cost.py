@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnvision.errors import UserError
 from tools.cli import command
 from tools.heads import compose_head, fold, words_by_head
+from tools.predict import heads_of
 
 if TYPE_CHECKING:
     from mnvision.cost import Cost
@@ -22,10 +23,12 @@ def build_settled(cfg: DictConfig) -> Any:
     """The model that ``cfg`` describes, its class count from the config alone: no data are read."""
     from mnvision.build import build_model
     from mnvision.checkpoints import load_model
+    from mnvision.export.heads import chosen_heads
     from mnvision.merging import MODEL
 
     if cfg.checkpoint:
-        return load_model(cfg.checkpoint)[0]
+        model, metadata = load_model(cfg.checkpoint)
+        return model if cfg.heads is None else chosen_heads(model, metadata, heads_of(cfg.heads))[0]
     if "multitask" not in cfg:
         return build_model(settled_config(cfg))
     heads = {}
@@ -100,6 +103,8 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"by={cfg.by}: choose type, layer or part, or head for a model of several heads")
     if cfg.format not in FORMATS:
         raise UserError(f"format={cfg.format}: choose {', '.join(FORMATS)}")
+    if cfg.heads is not None and not cfg.checkpoint and "multitask" not in cfg:
+        raise UserError(f"heads={cfg.heads}: give checkpoint=FILE with several heads, or task=multitask")
     if not isinstance(cfg.time, bool):
         raise UserError(f"time={cfg.time}: give true or false")
 
