@@ -176,3 +176,13 @@ def test_cost_tool_prints_the_papers_numbers(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "106,770,432" in done.stdout
     assert "2,585,560" in done.stdout
+
+
+def test_a_reader_that_leaves_ends_a_tool_quietly(tmp_path: Path):
+    words = [sys.executable, str(ROOT / "tools" / "cost.py"), "backbone.resolution=96", "by=layer"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as tool:
+        assert tool.stdout is not None
+        assert tool.stderr is not None
+        tool.stdout.close()
+        assert tool.stderr.read() == ""
+    assert tool.returncode == 141

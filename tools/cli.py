@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import select
 import sys
 import textwrap
 import warnings
@@ -28,6 +29,7 @@ from mnvision.runtime import tune_allocator, tune_threads
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Flags after which the words on the command line are no overrides of ours, or nothing is run.
 _UNCHECKED = ("--help", "-h", "--hydra-help", "--version", "-cp", "--config-path", "--config-dir", "-cd")
+_SIGPIPE_CODE = 141
 _FLAGS_WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-name", "-cn")
 
 
@@ -132,14 +134,30 @@ def prepare_process() -> None:
 
 @contextmanager
 def errors_for_people() -> Iterator[None]:
-    """Print errors meant for the user and leave with exit code 2; let all others through."""
+    """Print errors meant for the user and leave with exit code 2; let all others through.
+
+    Where nobody reads on (``| head``), leave as other programs do, with the code of SIGPIPE.
+    """
     try:
         yield
+        sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            sys.exit(_SIGPIPE_CODE)
         text = None if os.environ.get("HYDRA_FULL_ERROR") else message_for_user(error)
         if text is None:
             raise
         fail(text)
+
+
+def _reader_left() -> bool:
+    """Whether stdout leads nowhere any longer; what is still to be printed is then dropped."""
+    watch = select.poll()
+    watch.register(1, 0)  # errors and hang-ups are always told
+    if not watch.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True
 
 
 def message_for_user(error: BaseException) -> str | None:
