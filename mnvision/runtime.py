@@ -1,9 +1,10 @@
-"""Process-wide settings that the tools make before the first tensor."""
+"""What concerns the whole process: settings that the tools make before the first tensor, its cores, its output."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import select
 import sys
 
 _SPINS = 2000
@@ -53,3 +54,13 @@ def usable_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def reader_left() -> bool:
+    """Whether stdout leads nowhere any longer; what is still to be printed is then dropped."""
+    watch = select.poll()
+    watch.register(1, 0)  # errors and hang-ups are always told
+    if not watch.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True

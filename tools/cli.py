@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import select
 import sys
 import textwrap
 import warnings
@@ -24,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnvision.errors import UserError
-from mnvision.runtime import tune_allocator, tune_threads
+from mnvision.runtime import reader_left, tune_allocator, tune_threads
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Flags after which the words on the command line are no overrides of ours, or nothing is run.
@@ -142,22 +141,12 @@ def errors_for_people() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_left():
+        if isinstance(error, BrokenPipeError) and reader_left():
             sys.exit(_SIGPIPE_CODE)
         text = None if os.environ.get("HYDRA_FULL_ERROR") else message_for_user(error)
         if text is None:
             raise
         fail(text)
-
-
-def _reader_left() -> bool:
-    """Whether stdout leads nowhere any longer; what is still to be printed is then dropped."""
-    watch = select.poll()
-    watch.register(1, 0)  # errors and hang-ups are always told
-    if not watch.poll(0):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return True
 
 
 def message_for_user(error: BaseException) -> str | None:
