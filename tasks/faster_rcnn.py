@@ -72,11 +72,12 @@ class FasterRCNNTask(BoxScoringTask):
         model: Any = self.evaluation_model
         images, targets = self.pixels(batch), batch["targets"]
         outputs = model(images)
-        streams = random_streams(self.seed, 0, batch["image_ids"])
-        regions = self.loss.choose(outputs, targets, streams, with_truth=False)
-        chosen = (outputs[name][regions.image, regions.row] for name in ("cls_logits", "box_offsets"))
-        losses = self.loss(outputs, regions, *chosen, targets, model.head.anchors, streams)
-        self.log_losses("val", losses, len(images))
+        if getattr(model, "has_loss", True):  # an exported file gives no raw outputs
+            streams = random_streams(self.seed, 0, batch["image_ids"])
+            regions = self.loss.choose(outputs, targets, streams, with_truth=False)
+            chosen = (outputs[name][regions.image, regions.row] for name in ("cls_logits", "box_offsets"))
+            losses = self.loss(outputs, regions, *chosen, targets, model.head.anchors, streams)
+            self.log_losses("val", losses, len(images))
         self.collect(model.decoder(outputs, (images.shape[2], images.shape[3])), batch)
 
     def on_fit_start(self) -> None:

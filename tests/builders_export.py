@@ -107,7 +107,11 @@ def config_of(kind: str, classes: int | None, decoder: dict[str, Any]) -> dict[s
 def build(kind: str, classes: int | None = None, **decoder: Any) -> Any:
     """A model in eval mode; ``decoder`` replaces settings of its decoder."""
     torch.manual_seed(0)
-    model = build_model(config_of(kind, classes, decoder))
+    return spread(build_model(config_of(kind, classes, decoder)))
+
+
+def spread(model: Any) -> Any:
+    """A model in eval mode with random weights and statistics that make answers differ."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)

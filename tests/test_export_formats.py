@@ -156,7 +156,7 @@ def test_a_file_that_answers_differently_is_not_kept(tmp_path: Path):
         (Pt2, Wish("fp16"), None, "format=pt2 holds fp32, not precision=fp16"),
         (Onnx, Wish(), "best.tflite", "a file of format=onnx ends in .onnx"),
         (LiteRT, Wish(nms=False), None, "format=litert has a fixed batch: give batch=1"),
-        (LiteRT, Wish(batch=1, resize=True), None, "format=litert cannot hold resize=true"),
+        (LiteRT, Wish(batch=1, resize=True), None, "format=litert takes pictures of one size only"),
     ],
 )
 def test_what_does_not_go_together_is_refused(form: type[Format], wish: Wish, output: str | None, text: str):

@@ -19,8 +19,10 @@ from mnvision.export.calibration import Calibration
 from mnvision.export.exporter import export
 from mnvision.export.graph import GraphOptions, build_graph
 from mnvision.export.int8_direct import measure_noise, run_rounded
+from mnvision.export.int8_insert import insert_rounding
+from mnvision.export.int8_rounding import pixels_for
 from mnvision.export.int8_rounding import settle as settle_rounding
-from mnvision.export.int8_traced import insert_rounding, scale_and_zero, trace
+from mnvision.export.int8_traced import scale_and_zero, trace
 from mnvision.export.litert import VARIABLE, LiteRT
 from mnvision.export.metadata import describe
 from mnvision.export.runtime import open_file
@@ -215,14 +217,21 @@ def test_litert_files_hold_one_scale_per_channel_and_no_float_layer(shipped: Any
     reader.allocate_tensors()
     tensors = {entry["index"]: entry for entry in reader.get_tensor_details()}
     counts: Counter[str] = Counter()
-    scales = []
+    scales, read_back = [], {}
     for operation in reader._get_ops_details():
         name = operation["op_name"]
         counts[name] += 1
+        if name == "DEQUANTIZE":
+            read_back[operation["outputs"][0]] = tensors[operation["inputs"][0]]
         if name not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
             continue
         source, weight, bias = (tensors[index] for index in operation["inputs"])
-        assert (source["dtype"], weight["dtype"], bias["dtype"]) == (np.int8, np.int8, np.int32)
+        types = [entry["dtype"] for entry in (source, weight, bias, tensors[operation["outputs"][0]])]
+        if name == "FULLY_CONNECTED":  # nothing is behind it: its weights are stored in int8, and read back once
+            weight = read_back[weight["index"]]
+            assert (types, weight["dtype"]) == ([np.float32] * 4, np.int8)
+        else:
+            assert types == [np.int8, np.int8, np.int32, np.int8]
         scales.append(np.sort(weight["quantization_parameters"]["scales"]))
     layers = trace(build_graph(model, GraphOptions()), 1)
     assert sum(counts[name] for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")) == len(layers.layers)
@@ -232,18 +241,11 @@ def test_litert_files_hold_one_scale_per_channel_and_no_float_layer(shipped: Any
         np.testing.assert_allclose(found, np.sort(weight.flatten(1).abs().amax(1) / 127), rtol=1e-5)
 
 
-def test_a_detector_is_refused_where_the_converter_fails_on_it(scenes: Path, tmp_path: Path):
-    form = litert_form()
-    save(tmp_path / "d.ckpt", "detection")
-    with pytest.raises(UserError, match="format=litert cannot hold a detector in int8: give precision=fp32"):
-        export(tmp_path / "d.ckpt", form, Wish("int8", batch=1, nms=False), pictures=scenes)
-    assert files_below(tmp_path) == {"d.ckpt"}
-
-
 @pytest.mark.slow
-def test_detectors_keep_their_default_boxes_in_float(tmp_path: Path):
+@pytest.mark.parametrize("make", FORMS)
+def test_detectors_answer_as_rounded_torch_does_and_keep_their_default_boxes_in_float(make: Any, tmp_path: Path):
     """What an int8 file cannot change: every default box is there, and its edges lie in the picture."""
-    form, images = executorch_form(), planes(tinted(24, SIDE))
+    form, images = make(), planes(tinted(24, SIDE))
     save(tmp_path / "d.ckpt", "detection")
     settle(tmp_path / "d.ckpt")
     model, metadata = load_model(tmp_path / "d.ckpt")
@@ -254,9 +256,16 @@ def test_detectors_keep_their_default_boxes_in_float(tmp_path: Path):
     assert file.session.metadata.nms is False
     found = file.outputs(images[:2])
     assert found["boxes"].shape[1] == found["scores"].shape[1] == len(build("detection").head.default_boxes)
-    assert found["boxes"].min() >= 0
-    assert found["boxes"].max() <= SIDE
+    assert found["boxes"].equal(found["boxes"].clamp(0, SIDE))
     assert found["boxes"].unique().numel() > 256
+    module = insert_rounding(trace(graph, 2), settle_rounding(graph, images[2:].numpy()), stored=True)
+    shown = pixels_for(graph, images[:2].numpy())
+    rounded, exact = (dict(zip(graph.names, function(shown))) for function in (module, graph))
+    for name in ("boxes", "scores"):
+        noise = (exact[name] - rounded[name]).abs().mean()
+        assert (rounded[name] - found[name]).abs().mean() < noise, name
+    strong = rounded["scores"] > rounded["scores"].quantile(0.98)
+    torch.testing.assert_close(found["scores"][strong], rounded["scores"][strong], rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("make", FORMS)

@@ -215,7 +215,7 @@ def notes_on(timings: Timings, plan: Plan) -> list[str]:
         )
     if any(candidate.config is not None for candidate in plan.candidates):
         text = "composed models have random weights"
-        if "detection" in kinds.values():
+        if {"detection", "faster_rcnn"}.intersection(kinds.values()):
             text += "; how long a detector's decoding takes depends on what it sees, so time a trained one for that"
         notes.append(text)
     if plan.device.startswith("cuda"):

@@ -68,7 +68,7 @@ def data_config(checkpoint: str, words: Sequence[str], predictor: Predictor[Any]
     composed = compose_config("evaluate", expanded)
     if head:
         composed = head_config(head, composed)
-    composed.backbone.resolution = predictor.resolution[0]
+    composed.backbone.resolution = predictor.preprocess.network[0]
     return composed
 
 

@@ -6,7 +6,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from mnvision.errors import UserError
 from tools.cli import command, quoted
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mnvision.prediction.predictor import Predictor
 
 PATHS = ("checkpoint", "output", "pictures", "converter")
+MAX_SIDE = 8192
+"""Of pictures that are stretched inside, in pixels: one of 8192 x 8192 takes 0.8 GB as float32."""
 
 
 def gather_data(words: list[str]) -> list[str]:
@@ -47,15 +49,32 @@ def wish_of(cfg: DictConfig, form: Format) -> Wish:
     """What ``cfg`` asks of a file of this format.
 
     Raises:
-        UserError: A value of the wrong type.
+        UserError: A value of the wrong type, or out of range.
     """
     from mnvision.export.base import Wish
 
-    for name in ("nms", "resize"):
-        if cfg[name] is not None and not isinstance(cfg[name], bool):
-            raise UserError(f"{name}={cfg[name]}: give true or false")
+    if cfg.nms is not None and not isinstance(cfg.nms, bool):
+        raise UserError(f"nms={cfg.nms}: give true or false")
     nms = form.keep is not None if cfg.nms is None else cfg.nms
-    return Wish(precision=str(cfg.precision), batch=batch_of(cfg.batch, form), nms=nms, resize=bool(cfg.resize))
+    return Wish(precision=str(cfg.precision), batch=batch_of(cfg.batch, form), nms=nms, resize=resize_of(cfg.resize))
+
+
+def resize_of(value: Any) -> bool | tuple[int, int]:
+    """Whether pictures of any size are stretched inside, or those of which height and width.
+
+    Raises:
+        UserError: Neither true, false nor two whole numbers of 1 to :data:`MAX_SIDE`.
+    """
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    sides = list(value) if isinstance(value, ListConfig) else []
+    whole = all(isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= MAX_SIDE for side in sides)
+    if len(sides) != 2 or not whole:
+        raise UserError(
+            f"resize={value}: give true, false, or height and width of the pictures that go in, 1 to {MAX_SIDE} each, "
+            "such as resize=[480,640]"
+        )
+    return sides[0], sides[1]
 
 
 def batch_of(value: Any, form: Format) -> int | None:

@@ -148,6 +148,23 @@ def heads_of_file(reference: Predictor[Any], file: Predictor[Any], path: Path) -
     return {alike[0]: file}
 
 
+def shown_alike(reference: Predictor[Any], files: Sequence[Predictor[Any]]) -> Predictor[Any]:
+    """The checkpoint as its files are used: where they stretch pictures of one size inside, so does it, in torch.
+
+    Raises:
+        UserError: The files take pictures of different sizes.
+    """
+    from mnvision.export.stretch import AtSize
+    from mnvision.prediction.predictor import make_predictor
+
+    sizes = {None if one.resolution == one.preprocess.network else one.resolution for one in files}
+    if len(sizes) > 1:
+        named = " and ".join("the model's own" if size is None else f"{size[0]} x {size[1]}" for size in sizes)
+        raise UserError(f"files: they take pictures of different sizes ({named}): prove those of each size apart")
+    size = sizes.pop()
+    return reference if size is None else make_predictor(AtSize(vars(reference)["model"], size), reference.metadata)
+
+
 def set_up(cfg: DictConfig, head: str, candidates: Sequence[Candidate], predictors: Sequence[Predictor[Any]]) -> Bench:
     """Ask the checkpoint, which comes first, and its files about every picture.
 
@@ -180,6 +197,7 @@ def set_up_all(cfg: DictConfig, files: Sequence[str]) -> tuple[list[Bench], list
     candidates = opened([cfg.checkpoint, *files])
     reference = open_reference(cfg.checkpoint)
     found, refused = open_files(reference, candidates[1:], cfg)
+    reference = shown_alike(reference, [part for parts in found.values() for part in parts.values()])
     benches = []
     for head, part in reference.parts.items():
         own = [candidate for candidate in candidates[1:] if head in found.get(candidate.name, {})]

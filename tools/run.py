@@ -258,6 +258,7 @@ def score(cfg: DictConfig, model: Any, metadata: Metadata, name: str) -> dict[st
     data = build_data(cfg, "validate" if cfg.split != "test" else "test")
     if not data.labelled:
         raise UserError(f"{data.root} has no labels to score against: give data=NAME and data.root=PATH of a set with")
+    _show_at(data, getattr(model, "network", None), getattr(model, "resolution", None))
     if metadata.preprocess and metadata.preprocess != data.preprocess:
         log.warning(
             "%s was trained on pictures laid out by %s, these by %s", name, metadata.preprocess, data.preprocess
@@ -275,3 +276,12 @@ def score(cfg: DictConfig, model: Any, metadata: Metadata, name: str) -> dict[st
             log.info(line)
         log.info("report: %s", folder)
     return {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+def _show_at(data: Any, network: tuple[int, int] | None, size: tuple[int, int] | None) -> None:
+    """Have pictures drawn at the size of a file that stretches them inside; what is shown of them stays the same."""
+    if network is None or network == size:
+        return
+    data.resolution = size
+    if hasattr(data, "framing"):
+        data.framing.network = network

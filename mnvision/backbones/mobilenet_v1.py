@@ -142,6 +142,7 @@ class MobileNetV1(nn.Module):
             :meth:`forward_tail`. Their names and weights are those of the whole network.
 
     Attributes:
+        feature_blocks: Index of the block that gives each returned map, finest first.
         feature_channels: Channels of each returned map, finest first.
         feature_strides: Stride of each returned map, finest first.
         tail_channels: Channels of the last block built; without ``tail`` those of the coarsest map.
@@ -178,7 +179,7 @@ class MobileNetV1(nn.Module):
         last_block = {block.total_stride: index for index, block in enumerate(plan)}
         self._num_trunk = last_block[self.feature_strides[-1]] + 1
         plan = plan if tail else plan[: self._num_trunk]
-        self._feature_blocks = {last_block[stride] for stride in self.feature_strides}
+        self.feature_blocks = sorted(last_block[stride] for stride in self.feature_strides)
         self.feature_channels = [plan[last_block[stride]].channels for stride in self.feature_strides]
 
         channels = scaled_channels(STEM_CHANNELS, alpha)
@@ -209,7 +210,7 @@ class MobileNetV1(nn.Module):
             if index == self._num_trunk:
                 break
             x = block(x)
-            if index in self._feature_blocks:
+            if index in self.feature_blocks:
                 feature_maps.append(x)
         return feature_maps
 

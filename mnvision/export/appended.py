@@ -7,6 +7,7 @@ It is TensorFlow Lite's own way of packing files into a model (https://ai.google
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 from mnvision.export.metadata import KEY, FileMetadata
@@ -16,7 +17,7 @@ FILE_NAME = f"{KEY}.json"
 
 def append_text(path: Path, text: str) -> None:
     """Put the metadata behind what the file holds."""
-    with zipfile.ZipFile(path, "a") as archive:
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(FILE_NAME, text)
 
 
@@ -34,5 +35,5 @@ def appended_text(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.read(FILE_NAME).decode() if FILE_NAME in archive.namelist() else None
-    except (zipfile.BadZipFile, UnicodeDecodeError):
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError):
         return ""

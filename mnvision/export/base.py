@@ -35,13 +35,23 @@ class Wish:
         precision: "fp32", "fp16" or "int8".
         batch: Images that go in at once; None is any number.
         nms: Non-maximum suppression inside a detector's file.
-        resize: Pictures of any size go in.
+        resize: Pictures are stretched inside: True takes those of any size, (height, width) of that one.
     """
 
     precision: str = "fp32"
     batch: int | None = None
     nms: bool = True
-    resize: bool = False
+    resize: bool | tuple[int, int] = False
+
+    @property
+    def any_size(self) -> bool:
+        """Whether pictures of any size go in."""
+        return self.resize is True
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the pictures that go in; None is the network's, or any."""
+        return self.resize if isinstance(self.resize, tuple) else None
 
 
 class Session(ABC):
@@ -110,7 +120,6 @@ class Format(ABC):
         precisions: What it can hold.
         packages: Modules that writing it imports -> nothing else is needed.
         extra: The optional dependencies of mnvision that bring them.
-        int8_boxes: Whether it can hold a detector in int8.
         any_batch: Whether the number of images can be left open.
         any_size: Whether the size of the pictures can be left open.
     """
@@ -121,7 +130,6 @@ class Format(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
-    int8_boxes: ClassVar[bool] = True
     any_batch: ClassVar[bool] = True
     any_size: ClassVar[bool] = False
 
@@ -143,8 +151,12 @@ class Format(ABC):
         """
         need(self.packages, self.extra, f"format={self.name}")
 
-    def require_int8(self) -> None:
+    def require_int8(self, trained: bool = False) -> None:
         """Refuse before work begins where a package that int8 needs is missing.
+
+        Args:
+            trained: The checkpoint brings the ranges of its training: nothing is calibrated where the format has a
+                :meth:`trained_quantizer`.
 
         Raises:
             UserError: With the command that installs it.

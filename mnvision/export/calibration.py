@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mnvision.errors import UserError
-from mnvision.export.base import INT8, Format, Pixels, Wish
+from mnvision.export.base import INT8, Pixels, Wish
 from mnvision.prediction.predictor import Predictor
 from mnvision.prediction.preprocess import Prepared
 from mnvision.proof.scoring import Scoring
@@ -106,29 +106,27 @@ def planes(pictures: Sequence[Prepared]) -> Pixels:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
-def check_calibration(form: Format, wish: Wish, there: bool, calibration: Calibration) -> None:
+def check_calibration(wish: Wish, there: bool, calibration: Calibration) -> None:
     """Refuse before work begins what does not go together.
 
     Args:
-        form: The format.
         wish: What the user asks of the file.
         there: Whether there are pictures to calibrate on.
         calibration: What the user asks of int8.
 
     Raises:
-        UserError: int8 without pictures, with an option it has not, or without its packages; or its options without it.
+        UserError: int8 without pictures or with an option it has not; or its options without it.
     """
     if wish.precision != INT8:
         if calibration.report or calibration.max_drop is not None:
             raise UserError(f"report and max_drop are for precision=int8, not {wish.precision}: leave them out")
         return
-    if wish.resize:
-        raise UserError("precision=int8 is measured at the model's resolution only: leave resize=true out")
+    if wish.any_size:
+        raise UserError("precision=int8 is measured at one size: leave resize=true out, or give resize=[HEIGHT,WIDTH]")
     if not there:
         raise UserError(
             "precision=int8 is calibrated on real pictures: give pictures=FOLDER, such as that of the training pictures"
         )
-    form.require_int8()
 
 
 def folder_source(folder: str | Path) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -50,6 +50,12 @@ class ExecuTorch(Format):
 
         return DirectQuantizer(self, graph, wish)
 
+    def trained_quantizer(self, graph: ExportGraph, wish: Wish, stored: Mapping[str, Any]) -> Quantizer | None:
+        """See :meth:`Format.trained_quantizer`."""
+        from mnvision.export.int8_ranges import trained_direct
+
+        return trained_direct(self, graph, wish, stored)
+
     def content(self, graph: ExportGraph, wish: Wish, config: dict[str, Any], roundings: Roundings | None) -> bytes:
         """See :meth:`Direct.content`."""
         with quiet_torch():
@@ -59,7 +65,8 @@ class ExecuTorch(Format):
         module: torch.nn.Module = graph
         batch = wish.batch or 1
         if roundings is not None:
-            from mnvision.export.int8_traced import insert_rounding, trace
+            from mnvision.export.int8_insert import insert_rounding
+            from mnvision.export.int8_traced import trace
 
             module = insert_rounding(trace(graph, batch), roundings, stored=True)
         try:

@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from mnvision.checkpoints import Metadata, load_model
 from mnvision.errors import UserError
+from mnvision.export import regions
 from mnvision.export.base import INT8, PRECISIONS, Format, Pixels, Wish
 from mnvision.export.calibration import FEWEST, Calibration, Source, check_calibration, folder_source
 from mnvision.export.graph import ExportGraph, GraphOptions, build_graph
@@ -22,22 +20,12 @@ from mnvision.export.int8_file import Int8Job, write_int8
 from mnvision.export.judge import Judge, Judgement
 from mnvision.export.layer_noise import write_report
 from mnvision.export.metadata import FileMetadata, describe
-from mnvision.export.parity import (
-    LIMITS,
-    Difference,
-    batches,
-    compare,
-    drawn_pictures,
-    other_size,
-    pictures_of,
-    require,
-)
-from mnvision.export.runtime import FileModel, MultiTaskFile, file_model
-from mnvision.export.suppression import keep_greedily
+from mnvision.export.parity import LIMITS, Difference, drawn_pictures, pictures_of
+from mnvision.export.stretch import at_size
 from mnvision.export.targets import target_path, workshop
+from mnvision.export.trial import checked
 from mnvision.prediction.predictor import make_predictor
 from mnvision.quantization.layers import restore
-from mnvision.types import Detections
 
 
 @dataclass(frozen=True)
@@ -123,6 +111,8 @@ def export(
     model, metadata = _load(checkpoint, score_threshold)
     if heads is not None:
         model, metadata = chosen_heads(model, metadata, heads)
+    if wish.precision == INT8:
+        form.require_int8(trained=bool(metadata.quantization))
     if overrides is not None:
         metadata = replace(metadata, overrides=list(overrides))
     options = _options(form, wish, model)
@@ -134,28 +124,49 @@ def export(
             assert source is not None
             made = _make_int8(job, source, asked, pictures is not None)
         else:
-            made = _make(job, _pictures(model, metadata, pictures))
+            made = _make(job, _pictures(at_size(model, wish.size), metadata, pictures))
         size = sum(file.stat().st_size for file in made.files)
         for file in (*made.files, *made.beside):
             os.replace(file, target.parent / file.name)
     nms = next((head["nms"] for head in written.heads.values() if head["nms"] is not None), written.nms)
     inside = {True: ", NMS inside", False: ", without NMS", None: ""}[nms]
-    height, width = graph.resolution
-    pixels = f"{'any size' if wish.resize else f'{height} x {width}'} {form.layout.upper()}"
+    pixels = f"{'any size' if wish.any_size else _sides(graph.size)} {form.layout.upper()}"
+    if wish.resize:
+        pixels += f" stretched to {_sides(graph.resolution)} inside"
     lines = [
         f"{metadata.kind} as {form.name} {wish.precision}: uint8 RGB {pixels}, batch {wish.batch or 'any'} -> "
         f"{', '.join(graph.names)}{inside}; {size / 1e6:.2f} MB in {made.seconds:.1f} s",
+        *_layouts(metadata, wish),
         *made.lines,
     ]
     return Exported(target, size, made.seconds, made.difference, lines)
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _layouts(metadata: Metadata, wish: Wish) -> list[str]:
+    """What a user of a file that stretches has to know, where its checkpoint was shown other than whole pictures."""
+    rules = {name: metadata.head(name).preprocess for name in metadata.heads} or {"": metadata.preprocess}
+    lines = []
+    for name, rule in rules.items():
+        layout = rule.get("resize", "stretch")
+        if wish.resize and layout != "stretch":
+            whose = f"head {name}" if name else "the checkpoint"
+            lines.append(
+                f"mind that {whose} was evaluated on pictures laid out by {layout}, not on whole pictures stretched: "
+                "give the file that part of a picture, as mnvision.load does"
+            )
+    return lines
 
 
 def _make(job: _Job, shown: Pixels) -> _Made:
     start = time.perf_counter()
     files = job.form.write(job.graph, job.wish, job.metadata, job.path)
     seconds = time.perf_counter() - start
-    difference, trial = _checked(files[-1], job.form, job.model, shown, job.wish)
-    words = difference.words(LIMITS[job.wish.precision], max(job.graph.resolution))
+    difference, trial = checked(files[-1], job.form, job.model, shown, job.wish)
+    words = difference.words(LIMITS[job.wish.precision], max(job.graph.size))
     line = f"compared with torch on {len(shown)} pictures, {trial}: {words}"
     return _Made(files, seconds, difference, [line], [])
 
@@ -181,9 +192,11 @@ def _judge(job: _Job, source: Source, asked: Calibration, trained: dict[str, Any
     Heads share what is asked for, but in a folder, whose pictures are the same ones for all of them.
     """
     model = restore(job.model, trained) if trained else job.model
-    reference = make_predictor(model, job.checkpoint)
+    reference = make_predictor(at_size(model, job.wish.size), job.checkpoint)
     if trained:  # its ranges come with it
         asked = replace(asked, limit=FEWEST)
+    most = min(regions.calibrated_pictures(part) for _, part in parts_of(model))
+    asked = replace(asked, limit=max(min(asked.limit, most), FEWEST))
     each = asked if folder else share(asked, len(reference.parts))
     samples = {name: source(predictor, each, name) for name, predictor in reference.parts.items()}
     if trained:
@@ -198,21 +211,28 @@ def _check_wish(form: Format, wish: Wish, there: bool, calibration: Calibration)
         raise UserError(f"format={form.name} holds {' or '.join(form.precisions)}, not precision={wish.precision}")
     if wish.batch is None and not form.any_batch:
         raise UserError(f"format={form.name} has a fixed batch: give batch=1, or another number")
-    if wish.resize and not form.any_size:
-        raise UserError(f"format={form.name} cannot hold resize=true: leave it out and resize before")
-    check_calibration(form, wish, there, calibration)
+    if wish.any_size and not form.any_size:
+        raise UserError(
+            f"format={form.name} takes pictures of one size only: give their height and width, such as resize=[480,640]"
+        )
+    check_calibration(wish, there, calibration)
 
 
 def _options(form: Format, wish: Wish, model: Any) -> GraphOptions:
     """How the graph is built, once it is known to go together with the model."""
-    detects = any(part.kind == "detection" for _, part in parts_of(model))
+    kinds = {part.kind for _, part in parts_of(model)}
+    detects = bool(kinds & {"detection", regions.KIND})
+    if regions.KIND in kinds and form.keep is None:
+        raise UserError(
+            f"format={form.name} cannot hold a Faster R-CNN, which suppresses its proposals inside, nms=false or not: "
+            "give format=onnx, openvino or pt2"
+        )
     if wish.nms and form.keep is None and detects:
         raise UserError(f"format={form.name} cannot hold non-maximum suppression: give nms=false")
-    if detects and wish.precision == INT8 and not form.int8_boxes:
-        raise UserError(f"format={form.name} cannot hold a detector in int8: give precision=fp32, or another format")
     return GraphOptions(
         layout=form.layout,
         keep=form.keep if wish.nms else None,
+        proposals=form.keep,
         resize=wish.resize,
         half=wish.precision == "fp16" and form.half_graph,
     )
@@ -236,55 +256,3 @@ def _pictures(model: Any, metadata: Metadata, source: str | Path | None) -> Pixe
         return drawn_pictures(model.resolution)
     predictor = make_predictor(model, metadata)
     return pictures_of(source, next(iter(predictor.parts.values())).preprocess)
-
-
-def _checked(path: Path, form: Format, model: Any, pictures: Pixels, wish: Wish) -> tuple[Difference, str]:
-    """The difference of a file from its model, and what was tried.
-
-    Raises:
-        UserError: It is too large.
-    """
-    limits, side, total = LIMITS[wish.precision], max(model.resolution), Difference()
-    file = file_model(form.open(path))
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
-    with torch.inference_mode():
-        sizes = batches(len(images), wish.batch)
-        trial = f"batch {wish.batch}" if wish.batch else f"batch {', '.join(map(str, sizes))}"
-        for (_, one), (_, part) in zip(parts_of(model), parts_of(file), strict=True):
-            threshold, expected = getattr(one.decoder, "score_threshold", 0.0), one.predict(images)
-            for size in sizes:
-                total.add(compare(_part(expected, size), part.predict(images[:size]), limits, side, threshold))
-        if wish.resize:
-            total.add(_other_size_difference(file, model, other_size(pictures), wish))
-            trial += " and at another size"
-    require(total, limits, side, f"the {form.name} file")
-    return total, trial
-
-
-def _other_size_difference(file: FileModel | MultiTaskFile, model: Any, picture: Pixels, wish: Wish) -> Difference:
-    """On a picture that the file has to stretch; the reference is the graph in torch."""
-    layout = file.session.metadata.input["layout"]
-    graph = build_graph(model, GraphOptions(layout, keep_greedily if wish.nms else None, resize=True))
-    pixels = picture if layout == "nhwc" else picture.transpose(0, 3, 1, 2)
-    images = torch.from_numpy(np.repeat(pixels, wish.batch or 1, axis=0))
-    expected = dict(zip(graph.names, graph(images)))
-    found = {name: torch.from_numpy(value) for name, value in file.session.run(images.numpy()).items()}
-    limits, side, total = LIMITS[wish.precision], max(picture.shape[1:3]), Difference()
-    for (_, one), (_, part) in zip(parts_of(model), parts_of(file), strict=True):
-        ours, theirs = part.own(expected), part.own(found)
-        if "classes" in theirs:
-            threshold = one.decoder.score_threshold
-            total.add(compare(_detections(ours), _detections(theirs), limits, side, threshold))
-            continue
-        for name, value in ours.items():
-            unit = side if name == "boxes" else 1
-            total.add(compare(value / unit, theirs[name] / unit, limits, side))
-    return total
-
-
-def _detections(found: dict[str, Any]) -> Detections:
-    return Detections(boxes=found["boxes"], scores=found["scores"], labels=found["classes"])
-
-
-def _part(answer: Any, size: int) -> Any:
-    return answer[:size] if isinstance(answer, torch.Tensor) else {key: value[:size] for key, value in answer.items()}

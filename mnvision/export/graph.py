@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnvision.errors import UserError
+from mnvision.export import regions
 from mnvision.export.folding import folded
-from mnvision.export.suppression import Decode, KeepRule, NmsSettings, Suppress
+from mnvision.export.stretch import Stretch, stretched
+from mnvision.export.suppression import Decode, KeepRule, NmsSettings, Suppress, keep_greedily
 
 INPUT = "images"
 Layout = Literal["nchw", "nhwc"]
@@ -37,13 +38,16 @@ class GraphOptions:
     Attributes:
         layout: Of the pixels: "nchw" ``(B, 3, H, W)`` or "nhwc" ``(B, H, W, 3)``.
         keep: How a detector's candidates are chosen; None leaves non-maximum suppression out.
-        resize: Take pictures of any size and stretch them to the model's resolution.
+        proposals: How those of a Faster R-CNN are chosen, which nothing leaves out; None is as ``keep``, or as in eager
+            torch where that is None, too.
+        resize: Stretch pictures to the model's resolution: True takes those of any size, (height, width) of that one.
         half: Weights, and what is computed up to the raw outputs, in float16.
     """
 
     layout: Layout = "nchw"
     keep: KeepRule | None = None
-    resize: bool = False
+    proposals: KeepRule | None = None
+    resize: bool | tuple[int, int] = False
     half: bool = False
 
 
@@ -82,10 +86,11 @@ class BoxAnswers(Answers):
     """Boxes in pixels of the picture that goes in.
 
     With non-maximum suppression boxes, scores, classes and count as :class:`Suppress` gives them, else boxes and
-    scores of every default box as :class:`Decode` does.
+    scores of every default box as :class:`Decode` does, or of every proposal as
+    :class:`~mnvision.export.regions.DecodeRegions` does.
 
     Args:
-        model: An SSD detector.
+        model: An SSD detector, or a Faster R-CNN.
         options: See :class:`GraphOptions`.
     """
 
@@ -93,8 +98,12 @@ class BoxAnswers(Answers):
         super().__init__()
         decoder = model.decoder
         self.resolution: tuple[int, int] = model.resolution
-        self.scaled = options.resize
-        self.decode = Decode(model.head.default_boxes, decoder.classification, self.resolution)
+        self.scaled = bool(options.resize)
+        self.decode: nn.Module = (
+            regions.DecodeRegions(self.resolution)
+            if model.kind == regions.KIND
+            else Decode(model.head.default_boxes, decoder.classification, self.resolution)
+        )
         self.suppress = None if options.keep is None else Suppress(NmsSettings.of(decoder), options.keep)
         self.names = ("boxes", "scores") if self.suppress is None else ("boxes", "scores", "classes", "count")
 
@@ -121,6 +130,7 @@ class ExportGraph(nn.Module):
     Attributes:
         names: Of the outputs, in their order; those of a multi-task model begin with their head's, ``ssd_boxes``.
         resolution: Height and width of the network's input.
+        size: Height and width of the pictures that go in; of a graph that takes any, the network's.
 
     Raises:
         UserError: A batch normalisation cannot be folded, a kind of model cannot be exported, or the heads of a
@@ -132,11 +142,17 @@ class ExportGraph(nn.Module):
         heads = heads_of(model)
         self.resolution: tuple[int, int] = model.resolution
         self.options = options
+        fixed = options.resize if isinstance(options.resize, tuple) else None
+        self.size = fixed or self.resolution
+        self.stretch = Stretch(fixed, self.resolution) if fixed else None
         # Contiguous, whatever the training had: converters take other memory orders for other shapes.
         self.model = folded(model).to("cpu", memory_format=torch.contiguous_format).requires_grad_(False)
         if options.half:
             _halve(self.model)
-        parts = {name: _answers(self.model.part(name) if name else self.model, options) for name in heads}
+        models = {name: self.model.part(name) if name else self.model for name in heads}
+        for part in models.values():
+            regions.make_static(part, options.proposals or options.keep or keep_greedily)
+        parts = {name: _answers(part, options) for name, part in models.items()}
         self.finishes = nn.ModuleList(parts.values())
         self.heads = tuple(heads)
         self.names = tuple(output_name(head, name) for head, part in parts.items() for name in part.names)
@@ -145,13 +161,14 @@ class ExportGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Answers for uint8 RGB images ``(B, 3, H, W)``, or ``(B, H, W, 3)`` for the layout "nhwc".
 
-        H and W are the model's resolution, or any where the graph resizes.
+        H and W are :attr:`size`, or any where the graph resizes.
         """
         pixels = images.permute(0, 3, 1, 2) if self.options.layout == "nhwc" else images
         size = (pixels.shape[2], pixels.shape[3])
-        if self.options.resize:
-            # Antialiased: a large photo shrunk by plain interpolation would skip most of its pixels.
-            pixels = F.interpolate(pixels.float(), self.resolution, mode="bilinear", antialias=True)
+        if self.stretch is not None:
+            pixels = self.stretch(pixels)
+        elif self.options.resize:
+            pixels = stretched(pixels, self.resolution)
         raw = self.model(pixels)
         answers: tuple[Tensor, ...] = ()
         for head, finish in zip(self.heads, self.finishes, strict=True):
@@ -160,8 +177,8 @@ class ExportGraph(nn.Module):
 
     def example(self, batch: int) -> Tensor:
         """Pixels of the right shape to trace the graph with."""
-        height, width = self.resolution
-        if self.options.resize:
+        height, width = self.size
+        if self.options.resize is True:
             height, width = height + 17, width + 31
         shape = (batch, 3, height, width) if self.options.layout == "nchw" else (batch, height, width, 3)
         generator = torch.Generator().manual_seed(0)
@@ -203,16 +220,16 @@ def output_name(head: str, name: str) -> str:
 def _answers(model: Any, options: GraphOptions) -> Answers:
     if model.kind in VECTORS:
         return VectorAnswers(model)
-    if hasattr(getattr(model, "head", None), "default_boxes"):
+    if model.kind == regions.KIND or hasattr(getattr(model, "head", None), "default_boxes"):
         return BoxAnswers(model, options)
     raise UserError(
         f"a {model.kind} model with {type(getattr(model, 'head', None)).__name__} cannot be exported; what can: SSD "
-        f"detectors, {', '.join(VECTORS)}"
+        f"detectors, Faster R-CNN, {', '.join(VECTORS)}"
     )
 
 
 def _halve(model: Any) -> None:
-    """Float16 weights; default boxes stay float32, where half a pixel would be lost otherwise."""
+    """Float16 weights; default boxes and anchors stay float32, where half a pixel would be lost otherwise."""
     for parameter in model.parameters():
         parameter.data = parameter.data.half()
     model.mean, model.std = model.mean.half(), model.std.half()

@@ -13,7 +13,7 @@ import contextlib
 import copy
 import io
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,9 @@ import numpy as np
 
 from mnvision.errors import UserError
 from mnvision.export.base import Pixels, one_line
+from mnvision.export.given import Feed, computed, crops, fed, with_given, without_given
 from mnvision.export.graph import INPUT
+from mnvision.export.stretch import STRETCH
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _ACTIVATIONS = ("Clip", "Relu")
@@ -57,7 +59,7 @@ def layers_of(proto: Any) -> list[Layer]:
             readers.setdefault(name, []).append(node)
     found = []
     for node in proto.graph.node:
-        if node.op_type not in _LAYERS or node.input[1] not in weights:
+        if node.op_type not in _LAYERS or node.input[1] not in weights or node.input[1].startswith(f"{STRETCH}."):
             continue
         behind = readers.get(node.output[0], [])
         fused = len(behind) == 1 and behind[0].op_type in _ACTIVATIONS
@@ -112,19 +114,36 @@ def quantized(
     quantizable = {name for layer in wanted for name in (layer.node, layer.activation)}
     quantizable |= _pools(proto, wanted) if by_map else set()
     others = [node.name for node in proto.graph.node if node.name not in quantizable]
+    # NNCF follows a network from layer to layer, and would get lost between proposals and crops.
+    given = crops(proto)
     nncf = _nncf()
     try:
         with _silent():
-            return nncf.quantize(
-                copy.deepcopy(proto),
-                nncf.Dataset(feeds),
+            int8 = nncf.quantize(
+                with_given(proto, given),
+                nncf.Dataset(_Feeds(proto, given, feeds) if given else feeds),
                 subset_size=len(feeds),
                 fast_bias_correction=False,
                 ignored_scope=nncf.IgnoredScope(names=others, validate=False),
                 advanced_parameters=_settings(corrected, by_map),
             )
+            return without_given(int8)
     except Exception as error:  # NNCF's errors have no base of their own
         raise UserError(f"NNCF cannot quantise this model ({one_line(error)})") from error
+
+
+class _Feeds:
+    """Pictures, and the crops of each beside it, which are computed each time: together they are too much to keep."""
+
+    def __init__(self, proto: Any, names: Sequence[str], feeds: Sequence[Feed]) -> None:
+        self.proto, self.names, self.feeds = proto, names, feeds
+
+    def __iter__(self) -> Iterator[Feed]:
+        for feed, found in zip(self.feeds, computed(self.proto, self.names, self.feeds)):
+            yield {**feed, **fed(found, self.names)}
+
+    def __len__(self) -> int:
+        return len(self.feeds)
 
 
 def with_float(int8: Any, proto: Any, layer: Layer) -> Any:

@@ -16,8 +16,8 @@ from mnvision.export.int8_rounding import pixels_for, settle
 from mnvision.export.int8_traced import (
     LayerRounding,
     Traced,
-    TracedLayer,
     Watched,
+    last_layers,
     scale_and_zero,
     set_tensor,
     tensor_of,
@@ -63,7 +63,11 @@ class DirectQuantizer(Quantizer):
 
     def write(self, images: Pixels, kept: Collection[str], metadata: FileMetadata, target: Path) -> list[Path]:
         """See :meth:`Quantizer.write`."""
-        self._roundings = settle(self._graph, images, kept)
+        return self.write_rounded(settle(self._graph, images, kept), metadata, target)
+
+    def write_rounded(self, roundings: Roundings, metadata: FileMetadata, target: Path) -> list[Path]:
+        """Write the graph with its layers rounded so."""
+        self._roundings = dict(roundings)
         self._content = self._form.content(self._graph, self._wish, metadata.model, self._roundings)
         return self.rewrite(metadata, target)
 
@@ -89,7 +93,7 @@ def measure_noise(graph: ExportGraph, roundings: Roundings, images: Pixels) -> l
         images: Pictures ``(N, 3, H, W)`` uint8, few: every layer is a run of the network of its own.
     """
     traced, pixels = trace(graph, len(images)), pixels_for(graph, images)
-    ends = [layer.title for layer in _last(traced)]
+    ends = [layer.title for layer in last_layers(traced)]
     with torch.no_grad():
         exact = run_rounded(traced, {}, pixels)
         noise = _ratios(exact, run_rounded(traced, roundings, pixels))
@@ -114,8 +118,9 @@ def run_rounded(traced: Traced, roundings: Roundings, pixels: Tensor) -> dict[st
     """
     rounded = [layer for layer in traced.layers if layer.title in roundings]
     ends = {layer.end.name: layer.title for layer in traced.layers}
-    bounds = {layer.source.name: roundings[layer.title].source for layer in rounded}
-    bounds |= {layer.end.name: roundings[layer.title].result for layer in rounded}
+    known = [(layer, roundings[layer.title]) for layer in rounded]
+    bounds = {layer.source.name: rounding.source for layer, rounding in known if rounding.source is not None}
+    bounds |= {layer.end.name: rounding.result for layer, rounding in known if rounding.result is not None}
     found: dict[str, Tensor] = {}
 
     def watch(node: fx.Node, result: Tensor) -> Tensor:
@@ -145,17 +150,3 @@ def _ratios(exact: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[st
         title: sqnr_db(float(value.double().square().sum()), float((value.double() - found[title]).square().sum()))
         for title, value in exact.items()
     }
-
-
-def _last(traced: Traced) -> list[TracedLayer]:
-    """The layers that no other layer comes behind: what they give is decoded."""
-    inner: set[str] = set()
-    behind: dict[fx.Node, set[str]] = {}
-    nodes = {layer.node: layer.title for layer in traced.layers}
-    for node in traced.module.graph.nodes:
-        before = set().union(*(behind.get(entry, set()) for entry in node.all_input_nodes))
-        if node in nodes:
-            inner |= before
-            before = {nodes[node]}
-        behind[node] = before
-    return [layer for layer in traced.layers if layer.title not in inner]

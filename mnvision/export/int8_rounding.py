@@ -3,6 +3,10 @@
 Rounding the weights of a layer shifts the mean of what it gives. The shift is measured on pictures and taken out of the
 bias, layer after layer, each seeing the corrected ones before it ("empirical bias correction", Nagel et al. 2019,
 arXiv:1906.04721, section 4.2 and appendix D).
+
+Linear layers that nothing with weights comes behind are open: int8 weights, but nothing rounds what they give. One step
+for all classes or attributes is coarse for those whose logits hardly move, and ties cost ranks; finer steps per channel
+would cut off what the few pictures to calibrate on do not show.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from mnvision.export.int8_traced import (
     Traced,
     TracedLayer,
     Watched,
+    joined_layers,
+    last_layers,
     per_channel,
     scale_and_zero,
     set_tensor,
@@ -63,8 +69,9 @@ def settle(graph: ExportGraph, images: Pixels, kept: Collection[str] = (), corre
             set_tensor(traced.module, layer.weight, _rounded(weight, weight_scales(weight)))
         if correct:
             _correct(traced, layers, means, pixels[:count])
-        ranges = _ranges(traced, pixels, count)
-        return {layer.title: _rounding(traced, layer, ranges) for layer in layers}
+        ranges = _shared(traced, _ranges(traced, pixels, count))
+        opened = {layer.title for layer in last_layers(traced) if layer.kind == "linear"}
+        return {layer.title: _rounding(traced, layer, ranges, layer.title in opened) for layer in layers}
 
 
 def pixels_for(graph: ExportGraph, images: Pixels) -> Tensor:
@@ -119,7 +126,16 @@ def _ranges(traced: Traced, pixels: Tensor, step: int) -> dict[str, Range]:
     return found
 
 
-def _rounding(traced: Traced, layer: TracedLayer, ranges: Mapping[str, Range]) -> LayerRounding:
+def _shared(traced: Traced, ranges: dict[str, Range]) -> dict[str, Range]:
+    """One range for results that are put side by side: LiteRT's concatenation has one scale for all it takes in."""
+    for group in joined_layers(traced):
+        found = [ranges[layer.end.name] for layer in group]
+        widest = min(low for low, _ in found), max(high for _, high in found)
+        ranges |= {layer.end.name: widest for layer in group}
+    return ranges
+
+
+def _rounding(traced: Traced, layer: TracedLayer, ranges: Mapping[str, Range], opened: bool) -> LayerRounding:
     """Scales are raised where a bias would not fit into int32.
 
     It is so in channels that give a constant, whose weights are next to nothing: they then become zero.
@@ -129,8 +145,12 @@ def _rounding(traced: Traced, layer: TracedLayer, ranges: Mapping[str, Range]) -
         tensor_of(traced.module, layer.bias),
         ranges[layer.source.name],
     )
-    scales = torch.maximum(weight_scales(weight), bias.abs() / (scale_and_zero(source)[0] * _ROOM))
+    scales = weight_scales(weight)
+    if not opened:  # else the bias is a float
+        scales = torch.maximum(scales, bias.abs() / (scale_and_zero(source)[0] * _ROOM))
     numbers = (weight / per_channel(scales, weight.ndim)).round().to(torch.int8)
+    if opened:
+        return LayerRounding(numbers, scales, bias, None, None)
     return LayerRounding(numbers, scales, bias, source, ranges[layer.end.name])
 
 

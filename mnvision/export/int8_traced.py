@@ -6,7 +6,7 @@ same graph again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,13 @@ from torch import Tensor, fx
 
 from mnvision.errors import UserError
 from mnvision.export.graph import ExportGraph
-from mnvision.quantization.grid import WEIGHT_LIMIT, activation_grid
+from mnvision.quantization.grid import activation_grid
 
 _ATEN = torch.ops.aten
 _LAYERS = (_ATEN.conv2d.default, _ATEN.linear.default)
 _OUT_OF_PLACE = {_ATEN.hardtanh_.default: _ATEN.hardtanh.default, _ATEN.relu_.default: _ATEN.relu.default}
 _ACTIVATIONS = tuple(_OUT_OF_PLACE.values())
-_LOWEST, _HIGHEST = -128, 127
+_MOVES = (_ATEN.permute.default, _ATEN.reshape.default, _ATEN.view.default, _ATEN.flatten.using_ints)
 Range = tuple[float, float]
 
 
@@ -47,12 +47,12 @@ class TracedLayer:
     @property
     def weight(self) -> str:
         """Name of its weights in the module."""
-        return str(_operand(self.node, 1).target)
+        return str(operand(self.node, 1).target)
 
     @property
     def bias(self) -> str:
         """Name of its bias."""
-        return str(_operand(self.node, 2).target)
+        return str(operand(self.node, 2).target)
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,20 @@ class LayerRounding:
         weight: int8, of the weights' shape.
         scales: ``(C,)`` float32, one per output channel.
         bias: ``(C,)`` float32, corrected.
-        source: Lowest and highest value of what goes in.
+        source: Lowest and highest value of what goes in; None of an open layer.
         result: The same of what leaves it, behind its activation.
     """
 
     weight: Tensor
     scales: Tensor
     bias: Tensor
-    source: Range
-    result: Range
+    source: Range | None
+    result: Range | None
+
+    @property
+    def open(self) -> bool:
+        """Whether it is a layer whose weights alone are in int8: nothing rounds what it gives."""
+        return self.result is None
 
     def values(self) -> Tensor:
         """The weights that int8 stands for, float32."""
@@ -106,7 +111,7 @@ def trace(graph: ExportGraph, batch: int) -> Traced:
             module.graph.erase_node(node)
     for node in [node for node in module.graph.nodes if node.op == "get_attr"]:
         set_tensor(module, node.target, tensor_of(module, node.target).detach().clone())
-    found = [node for node in module.graph.nodes if node.target in _LAYERS and _operand(node, 1).op == "get_attr"]
+    found = [node for node in module.graph.nodes if node.target in _LAYERS and operand(node, 1).op == "get_attr"]
     for node in found:
         _give_bias(module, node)
     module.recompile()
@@ -122,7 +127,7 @@ def _give_bias(module: Any, node: fx.Node) -> None:
     """Zeros where a layer has no bias: a correction needs a place."""
     if len(node.args) > 2 and node.args[2] is not None:
         return
-    weight = str(_operand(node, 1).target)
+    weight = str(operand(node, 1).target)
     name = f"{weight}_bias".replace(".", "_")
     module.register_buffer(name, torch.zeros(len(tensor_of(module, weight))))
     with module.graph.inserting_before(node):
@@ -130,16 +135,16 @@ def _give_bias(module: Any, node: fx.Node) -> None:
 
 
 def _layer(module: Any, node: fx.Node) -> TracedLayer:
-    name, source, users = str(_operand(node, 1).target), _operand(node, 0), list(node.users)
+    name, source, users = str(operand(node, 1).target), operand(node, 0), list(node.users)
     while source.target == _ATEN.pad.default:
-        source = _operand(source, 0)
+        source = operand(source, 0)
     end = users[0] if len(users) == 1 and users[0].target in _ACTIVATIONS else node
     title = name.removeprefix("model.").removesuffix(".weight")
     return TracedLayer(title, _kind(node, tensor_of(module, name)), node, source, end)
 
 
-def _operand(node: fx.Node, place: int) -> fx.Node:
-    """The operation whose result another takes in."""
+def operand(node: fx.Node, place: int) -> fx.Node:
+    """The operation whose result another takes in, by the place among its arguments."""
     operand = node.args[place]
     assert isinstance(operand, fx.Node)
     return operand
@@ -151,6 +156,41 @@ def _kind(node: fx.Node, weight: Tensor) -> str:
     if len(node.args) > 6 and node.args[6] != 1:
         return "depthwise"
     return "pointwise" if tuple(weight.shape[2:]) == (1, 1) else "conv"
+
+
+def last_layers(traced: Traced) -> list[TracedLayer]:
+    """The layers that no other layer comes behind: what they give is decoded."""
+    inner: set[str] = set()
+    behind: dict[fx.Node, set[str]] = {}
+    nodes = {layer.node: layer.title for layer in traced.layers}
+    for node in traced.module.graph.nodes:
+        before = set().union(*(behind.get(entry, set()) for entry in node.all_input_nodes))
+        if node in nodes:
+            inner |= before
+            before = {nodes[node]}
+        behind[node] = before
+    return [layer for layer in traced.layers if layer.title not in inner]
+
+
+def computed_by(node: fx.Node) -> fx.Node:
+    """The operation that computed the values which a node holds, perhaps in another shape or order."""
+    while node.target in _MOVES:
+        node = operand(node, 0)
+    return node
+
+
+def joined_layers(traced: Traced) -> list[list[TracedLayer]]:
+    """Layers whose results are put side by side without anything being computed in between, as of all maps."""
+    groups: dict[fx.Node, list[TracedLayer]] = {}
+    for layer in traced.layers:
+        reader = layer.end
+        while len(reader.users) == 1:
+            reader = next(iter(reader.users))
+            if reader.target not in _MOVES:
+                break
+        if reader.target == _ATEN.cat.default:
+            groups.setdefault(reader, []).append(layer)
+    return list(groups.values())
 
 
 Watch = Callable[[fx.Node, Tensor], Tensor]
@@ -175,78 +215,10 @@ class Watched(fx.Interpreter):
         return self.watch(n, result) if isinstance(result, Tensor) else result
 
 
-def insert_rounding(traced: Traced, roundings: Mapping[str, LayerRounding], stored: bool) -> fx.GraphModule:
-    """The module with pairs of quantise and dequantise around its layers, as converters know them; changed in place.
-
-    The result of every layer is rounded behind its activation; what goes into a layer is rounded where it is not
-    the rounded result of another.
-
-    Args:
-        traced: What is changed.
-        roundings: By title of the layer; others stay in float.
-        stored: Whether the weights are int8 constants; else they are float32 ones that an operation rounds.
-    """
-    module, graph = traced.module, traced.module.graph
-    rounded = {layer.end for layer in traced.layers if layer.title in roundings}
-    outside: dict[fx.Node, fx.Node] = {}
-    for layer in traced.layers:
-        rounding = roundings.get(layer.title)
-        if rounding is None:
-            continue
-        if layer.source not in rounded and layer.source not in outside:
-            outside[layer.source] = _insert_pair(graph, layer.source, rounding.source)
-        if layer.source in outside:
-            _first_use(layer).replace_input_with(layer.source, outside[layer.source])
-        _insert_weight(module, layer, rounding, stored)
-        readers = list(layer.end.users)
-        pair = _insert_pair(graph, layer.end, rounding.result)
-        for reader in readers:
-            reader.replace_input_with(layer.end, pair)
-    graph.eliminate_dead_code()
-    graph.lint()
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return module
-
-
-def _first_use(layer: TracedLayer) -> fx.Node:
-    """The operation on the way from a layer's source that takes it in: the layer itself, or its padding."""
-    node = layer.node
-    while _operand(node, 0) is not layer.source:
-        node = _operand(node, 0)
-    return node
-
-
-def _insert_pair(graph: fx.Graph, node: fx.Node, bounds: Range) -> fx.Node:
-    scale, zero = scale_and_zero(bounds)
-    grid = (scale, zero, _LOWEST, _HIGHEST, torch.int8)
-    ops = torch.ops.quantized_decomposed
-    with graph.inserting_after(node):
-        inside = graph.call_function(ops.quantize_per_tensor.default, (node, *grid))
-    with graph.inserting_after(inside):
-        return graph.call_function(ops.dequantize_per_tensor.default, (inside, *grid))
-
-
-def _insert_weight(module: Any, layer: TracedLayer, rounding: LayerRounding, stored: bool) -> None:
-    graph, name, ops = module.graph, layer.title.replace(".", "_"), torch.ops.quantized_decomposed
-    zeros = torch.zeros(len(rounding.scales), dtype=torch.int64)
-    values = rounding.weight if stored else rounding.values()
-    entries = {"weight": values, "scales": rounding.scales, "zeros": zeros, "bias": rounding.bias}
-    for key, value in entries.items():
-        module.register_buffer(f"int8_{name}_{key}", value)
-    with graph.inserting_before(layer.node):
-        weight, scales, offsets, bias = (graph.get_attr(f"int8_{name}_{key}") for key in entries)
-        grid = (scales, offsets, 0, -WEIGHT_LIMIT, WEIGHT_LIMIT, torch.int8)
-        if not stored:
-            weight = graph.call_function(ops.quantize_per_channel.default, (weight, *grid))
-        weight = graph.call_function(ops.dequantize_per_channel.default, (weight, *grid))
-    layer.node.args = (layer.node.args[0], weight, bias, *layer.node.args[3:])
-
-
 def scale_and_zero(bounds: Range) -> tuple[float, int]:
     """Scale and zero (-128 to 127) of the 256 values that stand for a range."""
     scale, zero = activation_grid(torch.tensor(bounds, dtype=torch.float32))
-    return float(scale), int(zero) + _LOWEST
+    return float(scale), int(zero) - 128
 
 
 def per_channel(values: Tensor, dims: int) -> Tensor:

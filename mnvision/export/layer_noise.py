@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from mnvision.export.base import Pixels
+from mnvision.export.given import Feed, computed, crop_shares, fed, with_given
 from mnvision.export.graph import INPUT
 from mnvision.export.int8 import Layer, ends_of, in_batches, with_float
 from mnvision.files import whole_file
@@ -51,6 +50,8 @@ def measure_layers(
 ) -> list[LayerNoise]:
     """The noise of all layers, in their order.
 
+    Both graphs of a Faster R-CNN crop the boxes that the float graph proposes, see ``mnvision/export/given.py``.
+
     Args:
         proto: The float graph.
         int8: What was made of it.
@@ -58,22 +59,24 @@ def measure_layers(
         images: Pictures ``(N, 3, H, W)`` uint8, few: every layer is a run of the network of its own.
         batch: What the graphs take at once; None is any number.
     """
-    parts = list(in_batches(images, batch))
+    parts: list[Feed] = [{INPUT: part} for part in in_batches(images, batch)]
+    if given := crop_shares(proto):
+        found = computed(proto, given, parts)
+        parts = [{**part, **fed(one, given)} for part, one in zip(parts, found)]
+        proto, int8 = with_given(proto, given), with_given(int8, given)
     ends = [layer.output for layer in ends_of(proto, layers)]
     outputs = [layer.output for layer in layers]
-    reference = list(_activations(proto, outputs, parts))
-    noise = _ratios(reference, _activations(int8, outputs, parts))
+    reference = list(computed(proto, outputs, parts))
+    noise = _ratios(reference, computed(int8, outputs, parts))
     rows = []
     for layer in layers:
-        without = _ratios(reference, _activations(with_float(int8, proto, layer), ends, parts))
+        without = _ratios(reference, computed(with_float(int8, proto, layer), ends, parts))
         gain = float(np.mean([without[name] - noise[name] for name in ends]))
         rows.append(LayerNoise(layer.title, layer.kind, noise[layer.output], gain))
     return rows
 
 
-def _ratios(
-    reference: Sequence[Mapping[str, NDArray[Any]]], found: Iterator[dict[str, NDArray[Any]]]
-) -> dict[str, float]:
+def _ratios(reference: Sequence[Feed], found: Iterator[Feed]) -> dict[str, float]:
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
     for expected, values in zip(reference, found):
@@ -82,24 +85,6 @@ def _ratios(
             signal[name] = signal.get(name, 0.0) + float(np.square(exact).sum())
             noise[name] = noise.get(name, 0.0) + float(np.square(exact - value).sum())
     return {name: sqnr_db(signal[name], noise[name]) for name in signal}
-
-
-def _activations(proto: Any, names: Sequence[str], parts: list[Pixels]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Tensors inside a graph, batch by batch, computed by onnxruntime; it leaves out all that they do not need."""
-    import onnx
-    import onnxruntime
-
-    changed = onnx.ModelProto()
-    changed.CopyFrom(proto)
-    del changed.graph.output[:]
-    for name in names:
-        changed.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(changed.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for part in parts:
-        yield dict(zip(names, session.run(list(names), {INPUT: part})))
 
 
 def worst_first(rows: Sequence[LayerNoise]) -> list[LayerNoise]:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +20,8 @@ from mnvision.errors import UserError
 from mnvision.export.appended import appended_text, write_with_metadata
 from mnvision.export.base import Format, Pixels, Session, Wish, check_outputs, need, one_line
 from mnvision.export.graph import INPUT, ExportGraph, Layout
+from mnvision.export.litert_linear import store_linear_weights
+from mnvision.export.litert_slim import slim
 from mnvision.export.metadata import FileMetadata
 
 if TYPE_CHECKING:
@@ -46,8 +49,6 @@ class LiteRT(Format):
     suffix = ".tflite"
     layout: ClassVar[Layout] = "nhwc"
     precisions = ("fp32", "int8")
-    # litert-torch 0.10 ends in an assertion where it turns the predictors of a rounded SSD to its own layout.
-    int8_boxes: ClassVar[bool] = False
     any_batch: ClassVar[bool] = False
 
     def __init__(self, converter: str | None = None) -> None:
@@ -72,6 +73,12 @@ class LiteRT(Format):
 
         return DirectQuantizer(self, graph, wish)
 
+    def trained_quantizer(self, graph: ExportGraph, wish: Wish, stored: Mapping[str, Any]) -> Quantizer | None:
+        """See :meth:`Format.trained_quantizer`."""
+        from mnvision.export.int8_ranges import trained_direct
+
+        return trained_direct(self, graph, wish, stored)
+
     def content(self, graph: ExportGraph, wish: Wish, config: dict[str, Any], roundings: Roundings | None) -> bytes:
         """See :meth:`Direct.content`."""
         with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +87,8 @@ class LiteRT(Format):
                 convert(graph, wish.batch or 1, roundings, target)
             else:
                 self._elsewhere(graph, wish, config, roundings, target)
-            return target.read_bytes()
+            content = target.read_bytes()
+        return content if roundings is None else slim(content)
 
     def _elsewhere(
         self, graph: ExportGraph, wish: Wish, config: dict[str, Any], roundings: Roundings | None, target: Path
@@ -91,6 +99,7 @@ class LiteRT(Format):
             "model": config,
             "weights": graph.state_dict(),
             "batch": wish.batch or 1,
+            "resize": graph.options.resize,
             "roundings": None if roundings is None else {title: asdict(entry) for title, entry in roundings.items()},
             "target": str(target),
         }
@@ -182,13 +191,17 @@ def convert(graph: ExportGraph, batch: int, roundings: Roundings | None, target:
     module: nn.Module = graph
     options: dict[str, Any] = {}
     if roundings is not None:
-        from mnvision.export.int8_traced import insert_rounding, trace
+        from mnvision.export.int8_insert import insert_rounding
+        from mnvision.export.int8_traced import trace
 
         module = insert_rounding(trace(graph, batch), roundings, stored=False)
         options["quant_config"] = _as_it_stands()
     try:
         model = litert_torch.convert(Named(module, graph.names), sample_kwargs={INPUT: graph.example(batch)}, **options)
         model.export(str(target))
+        if roundings is not None:
+            opened = [rounding.values().numpy() for rounding in roundings.values() if rounding.open]
+            target.write_bytes(store_linear_weights(target.read_bytes(), opened))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"litert-torch cannot convert this model ({one_line(error)})") from None
 

@@ -16,7 +16,7 @@ from mnvision.export.litert import LiteRT, convert
 def main(path: str) -> None:
     """Build the graph that a request describes, and write it."""
     request = torch.load(path, weights_only=True)
-    graph = build_graph(build_model(request["model"]), GraphOptions(LiteRT.layout))
+    graph = build_graph(build_model(request["model"]), GraphOptions(LiteRT.layout, resize=request["resize"]))
     graph.load_state_dict(request["weights"])
     roundings = request["roundings"]
     if roundings is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mnvision import __version__
 from mnvision.checkpoints import HEAD_KEYS, Metadata
 from mnvision.errors import UserError
+from mnvision.export import regions
 from mnvision.export.graph import INPUT, ExportGraph, output_name
 
 KEY = "mnvision"
@@ -36,6 +37,11 @@ _DEFAULT_BOXES = {
     "scores": "(B, A, K) float32 in 0..1, one per class name; non-maximum suppression is still to be done",
 }
 
+_PROPOSALS = {
+    "boxes": "(B, P, K, 4) float32: x1, y1, x2, y2 in pixels of the input, of every proposal and class",
+    "scores": "(B, P, K) float32 in 0..1, one per class name; non-maximum suppression is still to be done",
+}
+
 
 @dataclass
 class FileMetadata:
@@ -46,7 +52,8 @@ class FileMetadata:
         class_names: K names; position is the label. None for embeddings.
         category_ids: The data set's own numbering (detection), else empty.
         input: ``name``, ``layout`` ("nchw" or "nhwc"), ``dtype``, ``channels``, ``batch`` (None is any), ``height``
-            and ``width`` of the network, and ``any_size`` where other pictures are stretched inside.
+            and ``width`` of the pictures, ``network`` (height and width that they are stretched to inside), and
+            ``any_size`` where pictures of any other size may go in.
         outputs: Name -> what it holds.
         preprocess: How a picture becomes the input, see ``mnvision/transforms/framing.py`` (alignment of faces
             included).
@@ -137,8 +144,14 @@ class FileMetadata:
 
     @property
     def resolution(self) -> tuple[int, int]:
-        """Height and width of the network's input."""
+        """Height and width of the pictures that go in; of a file that takes any, the network's."""
         return self.input["height"], self.input["width"]
+
+    @property
+    def network(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        height, width = self.input.get("network", self.resolution)  # not in files of earlier versions
+        return height, width
 
     @property
     def batch(self) -> int | None:
@@ -159,7 +172,7 @@ def describe(
         checkpoint: Its file.
         model: Of the checkpoint, whose weights are named.
     """
-    height, width = graph.resolution
+    height, width = graph.size
     several = bool(metadata.heads)
     nms = {head: _nms(graph.names, head) for head in graph.heads}
     run = metadata.run
@@ -185,9 +198,14 @@ def describe(
             "batch": batch,
             "height": height,
             "width": width,
-            "any_size": graph.options.resize,
+            "network": list(graph.resolution),
+            "any_size": graph.options.resize is True,
         },
-        outputs={name: text for head in graph.heads for name, text in _outputs(graph.names, head, nms[head]).items()},
+        outputs={
+            name: text
+            for head in graph.heads
+            for name, text in _outputs(graph.names, head, nms[head], _kind(metadata, head)).items()
+        },
         model=metadata.model,
         category_ids=list(metadata.category_ids),
         preprocess=metadata.preprocess,
@@ -204,9 +222,14 @@ def _nms(names: tuple[str, ...], head: str) -> bool | None:
     return output_name(head, "count") in names if output_name(head, "boxes") in names else None
 
 
-def _outputs(names: tuple[str, ...], head: str, nms: bool | None) -> dict[str, str]:
+def _kind(metadata: Metadata, head: str) -> str:
+    return str(metadata.heads[head]["kind"]) if head else metadata.kind
+
+
+def _outputs(names: tuple[str, ...], head: str, nms: bool | None, kind: str) -> dict[str, str]:
     """Outputs of one head -> what they hold."""
-    meanings = _MEANINGS if nms is None else _DETECTIONS if nms else _DEFAULT_BOXES
+    boxes = _PROPOSALS if kind == regions.KIND else _DEFAULT_BOXES
+    meanings = _MEANINGS if nms is None else _DETECTIONS if nms else boxes
     named = {output_name(head, name): text for name, text in meanings.items()}
     return {name: named[name] for name in names if name in named}
 

@@ -62,9 +62,10 @@ class Onnx(Format):
         """See :attr:`Format.half_graph`."""
         return True
 
-    def require_int8(self) -> None:
+    def require_int8(self, trained: bool = False) -> None:
         """See :meth:`Format.require_int8`."""
-        need(("nncf", "onnx", "onnxruntime"), "quantization", "precision=int8")
+        calibrating = () if trained else ("nncf",)
+        need((*calibrating, "onnx", "onnxruntime"), "quantization", "precision=int8")
 
     def quantizer(self, graph: ExportGraph, wish: Wish) -> Quantizer:
         """See :meth:`Format.quantizer`."""
@@ -153,7 +154,7 @@ def onnx_proto(graph: ExportGraph, wish: Wish, opset: int) -> Any:
     from mnvision.export.onnx_nms import translations
 
     axes: dict[int, str] = {} if wish.batch else {0: "batch"}
-    if wish.resize:
+    if wish.any_size:
         axes |= {2: "height", 3: "width"}
     try:
         with quiet_torch():

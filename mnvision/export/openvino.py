@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class OpenVino(Format):
     precisions = ("fp32", "fp16", "int8")
     packages = ("openvino", "onnx", "onnxscript")
     extra = "openvino"
+    any_size: ClassVar[bool] = True
 
     def __init__(self, opset: int = 20) -> None:
         from mnvision.export.onnx import Onnx
@@ -49,9 +50,10 @@ class OpenVino(Format):
         """See :attr:`Format.keep`."""
         return self._onnx.keep
 
-    def require_int8(self) -> None:
+    def require_int8(self, trained: bool = False) -> None:
         """See :meth:`Format.require_int8`."""
-        need(("nncf", "onnx", "onnxruntime"), "quantization", "precision=int8")
+        calibrating = () if trained else ("nncf",)
+        need((*calibrating, "onnx", "onnxruntime"), "quantization", "precision=int8")
 
     def quantizer(self, graph: ExportGraph, wish: Wish) -> Quantizer:
         """See :meth:`Format.quantizer`."""
@@ -145,8 +147,32 @@ def _converted(proto: Any, target: Path, ov: Any) -> Any:
         model = ov.convert_model(str(source))
     finally:
         source.unlink()
+    _antialias(model)
     slim(model, ov)
     return model
+
+
+def _antialias(model: Any) -> None:
+    """Resize as ONNX's antialiased one: converted, it is a mode of OpenVINO's that ignores antialiasing.
+
+    See https://github.com/openvinotoolkit/openvino/issues/35893; Pillow's filter, which OpenVINO has, is the same one.
+    """
+    from openvino import opset11
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Interpolate" or not node.get_attributes()["antialias"]:
+            continue
+        size = opset11.gather(node.input_value(1), [2, 3], 0)
+        resized = opset11.interpolate(
+            node.input_value(0),
+            size,
+            mode="bilinear_pillow",
+            shape_calculation_mode="sizes",
+            coordinate_transformation_mode="half_pixel",
+            antialias=True,
+            axes=[2, 3],
+        )
+        node.output(0).replace(resized.output(0))
 
 
 def _openvino() -> Any:

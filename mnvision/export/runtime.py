@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mnvision.build import build
 from mnvision.checkpoints import Metadata, load_model, read_metadata
 from mnvision.errors import UserError
+from mnvision.export import regions
 from mnvision.export.base import Format, Session
 from mnvision.export.graph import output_name
 from mnvision.export.suppression import NmsSettings, Suppress, keep_greedily
@@ -44,7 +45,8 @@ class FileModel(nn.Module):
         metadata: What the file says of this model.
         kind: As the models of ``mnvision.models`` have it.
         resolution: Height and width of the input in pixels.
-        backbone: Holds ``resolution`` only.
+        network: Height and width that pictures have inside, the input's unless the file stretches them.
+        backbone: Holds ``resolution`` only, the side of the network.
         head: Holds ``num_classes``, ``dim`` or ``default_boxes`` only.
         decoder: Of what :meth:`forward` gives.
         has_loss: Whether a loss can be computed from what :meth:`forward` gives.
@@ -56,8 +58,8 @@ class FileModel(nn.Module):
         super().__init__()
         metadata = session.metadata.head(head) if head else session.metadata
         self.session, self.metadata, self.name = session, metadata, head
-        self.kind, self.resolution = metadata.kind, metadata.resolution
-        self.backbone = SimpleNamespace(resolution=metadata.resolution[0])
+        self.kind, self.resolution, self.network = metadata.kind, metadata.resolution, metadata.network
+        self.backbone = SimpleNamespace(resolution=metadata.network[0])
         classes = len(metadata.class_names)
         dim = metadata.model.get("head", {}).get("dim")
         self.head = SimpleNamespace(num_classes=classes, dim=dim, default_boxes=torch.empty(0, 4))
@@ -116,7 +118,8 @@ class MultiTaskFile(nn.Module):
         kind: "multitask".
         names: Of the heads.
         resolution: Height and width of the input in pixels.
-        backbone: Holds ``resolution`` only.
+        network: Height and width that pictures have inside.
+        backbone: Holds ``resolution`` only, the side of the network.
         own_norms: False: no head needs a run of its own.
     """
 
@@ -127,8 +130,8 @@ class MultiTaskFile(nn.Module):
         super().__init__()
         self.session, self.metadata = session, session.metadata
         self.names = tuple(session.metadata.heads)
-        self.resolution = session.metadata.resolution
-        self.backbone = SimpleNamespace(resolution=self.resolution[0])
+        self.resolution, self.network = session.metadata.resolution, session.metadata.network
+        self.backbone = SimpleNamespace(resolution=self.network[0])
         self.parts = nn.ModuleDict({name: FileModel(session, name) for name in self.names})
 
     def part(self, name: str) -> Any:
@@ -153,7 +156,9 @@ class MultiTaskFile(nn.Module):
 
 
 def outputs_of(session: Session, images: Tensor) -> dict[str, Tensor]:
-    """All outputs of a file by name for uint8 images ``(B, 3, H, W)``; a fixed batch is filled up.
+    """All outputs of a file by name for uint8 images ``(B, 3, H, W)``.
+
+    A fixed batch is filled up; where any number can go in, few go into a Faster R-CNN at once.
 
     Raises:
         UserError: Images of another type or size than the file takes, or the runtime fails.
@@ -167,7 +172,7 @@ def outputs_of(session: Session, images: Tensor) -> dict[str, Tensor]:
     pixels = images.cpu().numpy()
     if session.metadata.input["layout"] == "nhwc":
         pixels = pixels.transpose(0, 2, 3, 1)
-    step = session.metadata.batch or len(pixels)
+    step = session.metadata.batch or min(len(pixels), regions.pictures_at_once(session.metadata.model))
     parts = []
     for start in range(0, len(pixels), step):
         part = pixels[start : start + step]

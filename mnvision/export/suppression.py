@@ -88,7 +88,7 @@ class Suppress(nn.Module):
         self.keep = keep
 
     def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See :class:`Decode` for what goes in.
+        """See :class:`Decode` for what goes in; boxes may also be ``(B, A, K, 4)``, one for each class.
 
         Returns:
             Boxes ``(B, D, 4)`` float32, scores ``(B, D)`` float32, classes ``(B, D)`` int64 and count ``(B,)`` int64,
@@ -98,17 +98,29 @@ class Suppress(nn.Module):
         flat = torch.where(scores > settings.score_threshold, scores, 0.0).flatten(1)
         best, index = flat.topk(min(settings.pre_nms_top_k, flat.shape[1]), dim=1)
         labels = index % num_classes
-        boxes = boxes.gather(1, (index // num_classes)[..., None].expand(-1, -1, 4))
+        boxes, rows = (boxes, index // num_classes) if boxes.ndim == 3 else (boxes.flatten(1, 2), index)
+        boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
         has_area = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
         best = torch.where(has_area, best, 0.0)
         kept = self.keep(boxes, best, labels, num_classes, settings) & (best > 0)
-        return _first(boxes, best, labels, kept, settings.max_detections)
+        return first_kept(boxes, best, labels, kept, settings.max_detections)
 
 
-def _first(
+def first_kept(
     boxes: Tensor, scores: Tensor, labels: Tensor, kept: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first ``count`` kept candidates of each image, in their order."""
+    """The first ``count`` kept candidates of each image, in their order, and how many there are.
+
+    Args:
+        boxes: ``(B, M, 4)``.
+        scores: ``(B, M)``.
+        labels: ``(B, M)`` int64.
+        kept: ``(B, M)`` bool.
+        count: Rows of an image in what is returned.
+
+    Returns:
+        As :meth:`Suppress.forward`.
+    """
     total = scores.shape[1]
     # Different numbers, the kept ones lowest: no ties, which runtimes would break each in its own way.
     place = torch.arange(total, device=scores.device, dtype=torch.float32) + torch.where(kept, 0.0, float(total))

@@ -167,8 +167,8 @@ class _ProposalNetwork(nn.Module):
         """Map ``(B, C, H, W)`` to ``(B, A)`` and ``(B, A, 4)``, in the order of the anchors."""
         hidden = F.relu(self.conv(feature_map))
         objectness = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1)
-        offsets = self.box(hidden).permute(0, 2, 3, 1)
-        return objectness, offsets.reshape(len(offsets), -1, 4)
+        offsets = self.box(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
+        return objectness, offsets
 
 
 def anchor_sizes(scales: Sequence[float], aspect_ratios: Sequence[float]) -> list[tuple[float, float]]:

@@ -109,7 +109,7 @@ class Subject:
         if not self.is_torch:
             assert self.predictor is not None
             model = build_model(self.predictor.metadata.model)
-        return measure(model, tuple(self.model.resolution), torch.uint8)
+        return measure(model, tuple(model.resolution), torch.uint8)
 
     def facts(self) -> dict[str, Any]:
         """What a table says beside the times, as plain data."""

@@ -37,7 +37,7 @@ class AttributePredictor(SinglePredictor[ImageAttributes]):
 
     def __init__(self, model: AttributeClassifier, metadata: Metadata, device: str = "cpu") -> None:
         super().__init__(model, metadata, device)
-        self.preprocess = FacePreprocess(metadata.preprocess, self.resolution)
+        self.preprocess = FacePreprocess(metadata.preprocess, self.resolution, self.network)
         thresholds = stored_thresholds(metadata)
         self.thresholds = np.full(len(self.class_names), 0.5) if thresholds is None else thresholds
         if thresholds is None:

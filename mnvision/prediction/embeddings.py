@@ -114,7 +114,7 @@ class EmbeddingPredictor(SinglePredictor[ImageEmbedding]):
     def __init__(self, model: Embedder, metadata: Metadata, device: str = "cpu") -> None:
         super().__init__(model, metadata, device)
         self.dim = model.head.dim
-        self.preprocess: FacePreprocess = FacePreprocess(metadata.preprocess, self.resolution)
+        self.preprocess: FacePreprocess = FacePreprocess(metadata.preprocess, self.resolution, self.network)
         threshold = metadata.calibration.get("similarity")
         if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
             raise UserError(f"calibration.similarity={threshold!r}: a number is needed; calibrate again")
@@ -134,7 +134,7 @@ class EmbeddingPredictor(SinglePredictor[ImageEmbedding]):
         framing = self.preprocess.framing
         if not isinstance(framing, FivePoints):
             raise UserError("points=...: this checkpoint does not align faces; leave them out")
-        self.preprocess = FacePreprocess(framing.at(points).to_dict(), self.resolution, warn=False)
+        self.preprocess = FacePreprocess(framing.at(points).to_dict(), self.resolution, self.network, warn=False)
 
     def mirrors(self, mirror: bool | None) -> bool:
         """Whether embeddings of mirrored pictures are added.

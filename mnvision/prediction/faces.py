@@ -23,11 +23,18 @@ class FacePreprocess(Preprocess):
     Args:
         rule: See :class:`~mnvision.prediction.preprocess.Preprocess`.
         resolution: See :class:`~mnvision.prediction.preprocess.Preprocess`.
+        network: See :class:`~mnvision.prediction.preprocess.Preprocess`.
         warn: Whether it is.
     """
 
-    def __init__(self, rule: Mapping[str, Any], resolution: tuple[int, int], warn: bool = True) -> None:
-        super().__init__(rule, resolution)
+    def __init__(
+        self,
+        rule: Mapping[str, Any],
+        resolution: tuple[int, int],
+        network: tuple[int, int] | None = None,
+        warn: bool = True,
+    ) -> None:
+        super().__init__(rule, resolution, network)
         self.aligns = isinstance(self.framing, FivePoints)
         self._as_aligned = Preprocess({"resize": "stretch"}, resolution) if self.framing.needs_landmarks else None
         self._warned = not warn

@@ -40,7 +40,7 @@ class HeadsPreprocess(Preprocess):
     """
 
     def __init__(self, rules: Sequence[Preprocess]) -> None:
-        super().__init__(rules[0].framing.to_dict(), rules[0].resolution)
+        super().__init__(rules[0].framing.to_dict(), rules[0].resolution, rules[0].network)
         self.rules = {rule.key: rule for rule in reversed(rules)}
 
     def __call__(self, source: Source, landmarks: Points | None = None) -> PreparedForHeads:

@@ -41,7 +41,7 @@ class Predictor(ABC, Generic[Result]):
         metadata: Of its checkpoint.
         device: Where the model runs.
         class_names: K names; none of an embedding, nor of several heads together.
-        resolution: Height and width of the network's input in pixels; of several heads, the first one's.
+        resolution: Height and width of the model's input in pixels; of several heads, the first one's.
         preprocess: Makes a picture the network's input.
         note: What a user should know before relying on the answers; mostly nothing.
     """
@@ -143,7 +143,8 @@ class SinglePredictor(Predictor[Result]):
         self.metadata = metadata
         self.class_names = tuple(metadata.class_names)
         self.resolution = model.resolution
-        self.preprocess = Preprocess(metadata.preprocess, self.resolution)
+        self.network: tuple[int, int] = getattr(model, "network", self.resolution)  # a file may stretch inside
+        self.preprocess = Preprocess(metadata.preprocess, self.resolution, self.network)
         outputs = getattr(model.head, "num_classes", 0)  # an embedding has none
         if len(self.class_names) != outputs:
             raise UserError(f"{len(self.class_names)} class names for a model of {outputs} classes")

@@ -27,7 +27,7 @@ class Prepared:
     """A picture ready for the network.
 
     Attributes:
-        pixels: ``(H, W, 3)`` uint8 RGB at the network's resolution.
+        pixels: ``(H, W, 3)`` uint8 RGB at the network's resolution, or at that of a file which stretches inside.
         size: Height and width of the original picture, after Exif orientation.
         path: The file; None for pixels from memory.
     """
@@ -42,15 +42,20 @@ class Preprocess:
 
     Args:
         rule: As a checkpoint holds it, see ``mnvision/transforms/framing.py``.
-        resolution: Height and width of the network's input.
+        resolution: Height and width to draw pictures at.
+        network: Height and width of the network's input, where a file stretches pictures to it: its proportions decide
+            what is shown. None is ``resolution``.
 
     Raises:
         UserError: An unknown rule, or a value out of range.
     """
 
-    def __init__(self, rule: Mapping[str, Any], resolution: tuple[int, int]) -> None:
-        self.resolution = resolution
+    def __init__(
+        self, rule: Mapping[str, Any], resolution: tuple[int, int], network: tuple[int, int] | None = None
+    ) -> None:
+        self.resolution, self.network = resolution, network or resolution
         self.framing = framing_from_dict(rule)
+        self.framing.network = network
 
     @property
     def key(self) -> str:

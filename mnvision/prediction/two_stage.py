@@ -66,7 +66,7 @@ class PreparedWithSource(Prepared):
 
 class _WithSource(Preprocess):
     def __init__(self, first: Preprocess) -> None:
-        super().__init__(first.framing.to_dict(), first.resolution)
+        super().__init__(first.framing.to_dict(), first.resolution, first.network)
         self.first = first
 
     def __call__(self, source: Source, landmarks: Points | None = None) -> PreparedWithSource:

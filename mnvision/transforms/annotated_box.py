@@ -30,7 +30,7 @@ class AnnotatedBox(Framing):
 
     def eval_window(self, plane_size: tuple[int, int], resolution: tuple[int, int]) -> Window:
         """See :meth:`~mnvision.transforms.framing.Framing.eval_window`."""
-        return center_crop_window(plane_size, resolution, 1.0)
+        return center_crop_window(plane_size, self.network or resolution, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """See :meth:`~mnvision.transforms.framing.Framing.to_dict`."""

@@ -40,9 +40,16 @@ class Plane(NamedTuple):
 
 
 class Framing(ABC):
-    """How pictures are laid out; the same in training, evaluation, prediction and exported files."""
+    """How pictures are laid out; the same in training, evaluation, prediction and exported files.
+
+    Attributes:
+        needs_landmarks: Whether pictures are laid out by landmarks.
+        network: Height and width of the network's input, whose proportions decide what is shown, where pictures are
+            drawn at another size (of a file that stretches them inside); None is the size that they are drawn at.
+    """
 
     needs_landmarks: bool = False
+    network: tuple[int, int] | None = None
 
     @abstractmethod
     def plane(self, size: tuple[int, int], landmarks: Points | None = None) -> Plane:
@@ -99,7 +106,7 @@ class CenterCrop(Framing):
 
     def eval_window(self, plane_size: tuple[int, int], resolution: tuple[int, int]) -> Window:
         """See :meth:`Framing.eval_window`."""
-        return center_crop_window(plane_size, resolution, self.crop)
+        return center_crop_window(plane_size, self.network or resolution, self.crop)
 
     def to_dict(self) -> dict[str, Any]:
         """See :meth:`Framing.to_dict`."""
