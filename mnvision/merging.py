@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mnvision.checkpoints import KEY, PREFIX, Metadata, load_model, load_weights
 from mnvision.errors import UserError
 from mnvision.files import disk_reason, whole_file
 from mnvision.multitask import HEAD_NAMES, MultiTaskModel, check_names, check_trunk, single_weights
+from mnvision.quantization.heads import joined_ranges, ranges_of_part
 
 MODEL = "mnvision.multitask.MultiTaskModel"
 
@@ -51,9 +52,14 @@ def read_heads(path: str | Path) -> list[HeadPart]:
     if not isinstance(model, MultiTaskModel):
         return [HeadPart(HEAD_NAMES[model.kind], path, metadata, dict(model.state_dict()))]
     return [
-        HeadPart(name, path, metadata.head(name), single_weights(model, name), True, model.own_norms)
+        HeadPart(name, path, _head(model, metadata, name), single_weights(model, name), True, model.own_norms)
         for name in model.names
     ]
+
+
+def _head(model: MultiTaskModel, metadata: Metadata, name: str) -> Metadata:
+    ranges = ranges_of_part(model.part(name), metadata.quantization, name)
+    return replace(metadata.head(name), quantization=ranges)
 
 
 def one_head(path: str | Path, name: str | None, kinds: Sequence[str], option: str) -> HeadPart:
@@ -91,7 +97,8 @@ def merge(parts: Sequence[HeadPart]) -> tuple[MultiTaskModel, Metadata]:
         parts: At least one, with different names.
 
     Returns:
-        The model, whose heads have the weights given bit for bit, and its metadata.
+        The model, whose heads have the weights given bit for bit, and its metadata; with ranges for int8 where all
+        heads have been trained with the same.
 
     Raises:
         UserError: A name that occurs twice, or trunks that differ: the first differing key is named.
@@ -112,8 +119,9 @@ def merge(parts: Sequence[HeadPart]) -> tuple[MultiTaskModel, Metadata]:
     for part in parts:  # what one head wrote into the trunk, no other may have changed
         differing = first_difference(part.weights, single_weights(model, part.name))
         assert differing is None, differing
-    metadata = Metadata(model.kind, config, [], heads={part.name: part.metadata.as_head() for part in parts})
-    return model.eval(), metadata
+    heads = {part.name: part.metadata.as_head() for part in parts}
+    ranges = {} if own_norms else joined_ranges(model, {part.name: part.metadata.quantization for part in parts})
+    return model.eval(), Metadata(model.kind, config, [], heads=heads, quantization=ranges)
 
 
 def save_merged(path: Path, model: Any, metadata: Metadata) -> None:

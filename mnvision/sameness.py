@@ -169,6 +169,8 @@ def _problems(one: HeadPart, two: HeadPart) -> Iterator[str]:
     for key in HEAD_KEYS:
         if getattr(one.metadata, key) != getattr(two.metadata, key):
             yield f"{key} differs: {_short(getattr(one.metadata, key))} and {_short(getattr(two.metadata, key))}"
+    if one.metadata.quantization != two.metadata.quantization:
+        yield "int8 files differ: the ranges of a training with quantize=qat are others, or one has none"
     ours, theirs = (dict(_flat("model", part.metadata.model)) for part in (one, two))
     for key in dict.fromkeys([*ours, *theirs]):
         if ours.get(key) != theirs.get(key):

@@ -55,7 +55,6 @@ def test_state_and_names_are_those_of_the_float_model(kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_while_ranges_are_measured_it_computes_as_the_float_model(kind: str):
     (model, ranges), plain = measured(kind), build(kind)
-    ranges._batches = 1
     with ranges._looking():
         found = rows(model(images()))
     expected = rows(plain(images()))
@@ -65,7 +64,7 @@ def test_while_ranges_are_measured_it_computes_as_the_float_model(kind: str):
 
 def test_ranges_are_the_averages_of_batches_and_follow_them_in_training_only():
     model, ranges = quantize(build("classification"), momentum=0.25)
-    row, seen = ranges.names.index("backbone.blocks.3.depthwise.conv"), []
+    row, seen = ranges.row("backbone.blocks.3.depthwise.conv"), []
     hook = model.backbone.blocks[2].register_forward_hook(lambda *parts: seen.append(parts[-1].detach()))
     ranges.measure(model, [{"images": images()[:2]}, {"images": images()[2:6]}, {"images": images()[6:]}], 2)
     assert len(seen) == 2

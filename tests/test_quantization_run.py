@@ -191,7 +191,6 @@ def test_the_command_line_takes_everything_from_the_checkpoint(run: Path):
         (["quantize=qat", "init_from=null"], "give init_from"),
         (["quantize=qat", "init_from=none.ckpt", "task=classification"], "none.ckpt does not exist"),
         (["quantize=qat", "init_from=model.onnx"], "is an exported file"),
-        (["quantize=qat", "init_from=none.ckpt", "task=multitask", "heads=[ssd]"], "models of one head"),
     ],
 )
 def test_the_command_line_refuses_what_cannot_be_fine_tuned(
@@ -201,6 +200,11 @@ def test_the_command_line_refuses_what_cannot_be_fine_tuned(
     (tmp_path / "model.onnx").write_bytes(b"onnx")
     with pytest.raises(UserError, match=text):
         expand_quantize(words)
+
+
+def test_a_checkpoint_of_one_head_is_not_one_of_several(classifier: Path):
+    with pytest.raises(UserError, match="is a model of one head: leave task=multitask out"):
+        expand_quantize(["quantize=qat", f"init_from={classifier}", "task=multitask", "heads=[classifier]"])
 
 
 def test_a_checkpoint_without_its_command_line_needs_a_task(classifier: Path):

@@ -110,6 +110,9 @@ def written(path: Path, parts: list[HeadPart], overrides: list[str]) -> list[str
     save_merged(path, model, metadata)
     passes = model.passes()
     trunk = "one pass of the trunk answers for all" if len(passes) == 1 else f"{len(passes)} passes of the trunk"
+    trained = [part.name for part in parts if part.metadata.quantization]
+    if trained and not metadata.quantization:
+        lines.append(f"left out: the int8 ranges of {', '.join(trained)}, which the others lack or have otherwise")
     return [*lines, f"merged: {path} ({file_megabytes(path):.1f} MB), {len(parts)} heads, {trunk}"]
 
 

@@ -27,6 +27,7 @@ from tasks.base import VisionTask, joint_name
 from tasks.joint_composition import Start, compose_joint, measure_joint, read_start
 from tasks.multitask import JOINT, MultiTask
 from tools.heads import carried_words, compose_head, heads_word, unfold, words_by_head
+from tools.quantizing_joint import JointStart, joint_metadata, start_joint
 from tools.run import adjusted, build_data, fine_tuning, learned_classes, overrides, plain, score
 from tools.teaching import build_distillation, build_teacher, teacher_view
 
@@ -54,22 +55,27 @@ def build_joint(cfg: DictConfig) -> tuple[MultiTask, HeadsDataModule]:
     words = words_by_head(cfg)
     tuning = joint_tuning(cfg)
     _check_options(cfg, list(words))
+    stored = joint_metadata(cfg, words) if cfg.get("quantize") else None
     heads = {name: _prepare(name, own, cfg) for name, own in words.items()}
-    start = None if cfg.init_from is None else read_start(str(cfg.init_from))
-    model, config = compose_joint(
-        {name: plain(head.cfg.model) for name, head in heads.items()},
-        {name: head.class_names for name, head in heads.items()},
-        cfg.multitask.norms,
-        start,
-    )
     modules = {name: head.data for name, head in heads.items()}
     options = cfg.multitask
     together = options.norms == "shared"
     data: HeadsDataModule = JointDataModule(modules, options.draw, options.batches_per_step, together)
     if options.same_pictures:
         data = PartialLabelsDataModule(modules, **plain(options.pictures), seed=cfg.seed, together=together)
-    if not cfg.ckpt_path:
-        measure_joint(model, data.train_dataloader, modules, tuning.freeze == BACKBONE)
+    start = None if cfg.init_from is None or stored else read_start(str(cfg.init_from))
+    begun = None if stored is None else _begun(cfg, stored, words, heads)
+    if begun is not None:
+        model, config = begun.model, begun.metadata.model
+    else:
+        model, config = compose_joint(
+            {name: plain(head.cfg.model) for name, head in heads.items()},
+            {name: head.class_names for name, head in heads.items()},
+            cfg.multitask.norms,
+            start,
+        )
+        if not cfg.ckpt_path:
+            measure_joint(model, data.train_dataloader, modules, tuning.freeze == BACKBONE)
     metadata = Metadata(
         kind=model.kind,
         model=config,
@@ -92,6 +98,8 @@ def build_joint(cfg: DictConfig) -> tuple[MultiTask, HeadsDataModule]:
         weighting=make_weighting(options.weighting, list(heads), _given(options.weights), plain(options.gradnorm)),
     )
     task.fine_tune(tuning)
+    if begun is not None:
+        begun.prepare(task, cfg, data)
     if task.carried:
         changes = "" if tuning.freeze == BACKBONE else "; the trunk changes, and what they answer with it"
         log.info("carried along untouched: %s%s", ", ".join(task.carried), changes)
@@ -106,8 +114,6 @@ def joint_tuning(cfg: DictConfig) -> FineTuning:
     """
     if cfg.trunk not in (None, *TRUNKS):
         raise UserError(f"trunk={cfg.trunk}: choose {', '.join(TRUNKS)}")
-    if cfg.get("quantize"):
-        raise UserError("quantize=... trains a single task: give task=NAME of one head")
     if cfg.init_head:
         raise UserError("init_head: heads of the checkpoint that are trained again start from its weights anyway")
     tuning = FineTuning(**plain(cfg.fine_tuning))
@@ -138,16 +144,12 @@ def evaluate_joint(cfg: DictConfig, words: Sequence[str]) -> dict[str, float]:
     metadata = open_metadata(cfg.checkpoint)
     if metadata.kind != MultiTaskModel.kind:
         raise UserError(f"{cfg.checkpoint} is a {metadata.kind} model, but this task is multitask: leave out task=...")
-    stored = set(unfold(metadata.overrides))
-    common = [word for word in words if not word.startswith("heads=") and word not in stored]
     heads: dict[str, DictConfig] = {}
-    changed = {**metadata.model, "heads": dict(metadata.model["heads"])}
     for name, own in words_by_head(cfg).items():
         with named(name):
-            single = metadata.head(name)
+            metadata.head(name)
             heads[name] = compose_head(name, own, cfg)
-            given = [word for word in own if f"{name}.{word}" not in stored]
-            changed["heads"][name] = adjusted(single.model, [*common, *given], heads[name])
+    changed = _adjusted_heads(metadata, words, words_by_head(cfg), heads)
     if is_exported(cfg.checkpoint) and changed != metadata.model:
         raise UserError(f"{cfg.checkpoint} is finished: resolution and decoding are those it was exported with")
     model, metadata = open_model(cfg.checkpoint) if changed == metadata.model else load_model(cfg.checkpoint, changed)
@@ -156,6 +158,33 @@ def evaluate_joint(cfg: DictConfig, words: Sequence[str]) -> dict[str, float]:
         with named(name):
             found |= _score_head(cfg, name, head, model, metadata)
     return _report(cfg, found, _monitored(cfg, heads))
+
+
+def _adjusted_heads(
+    metadata: Metadata,
+    words: Sequence[str],
+    by_head: Mapping[str, Sequence[str]],
+    heads: Mapping[str, DictConfig],
+) -> dict[str, Any]:
+    """A stored model config with what was asked for now, see :func:`~tools.run.adjusted`."""
+    stored = set(unfold(metadata.overrides))
+    common = [word for word in words if not word.startswith("heads=") and word not in stored]
+    changed = {**metadata.model, "heads": dict(metadata.model["heads"])}
+    for name, own in by_head.items():
+        with named(name):
+            given = [word for word in own if f"{name}.{word}" not in stored]
+            changed["heads"][name] = adjusted(metadata.head(name).model, [*common, *given], heads[name])
+    return changed
+
+
+def _begun(
+    cfg: DictConfig, stored: Metadata, words: Mapping[str, Sequence[str]], heads: Mapping[str, Head]
+) -> JointStart:
+    """A checkpoint's model to be fine-tuned for int8; its classes are the heads'."""
+    for name, head in heads.items():
+        head.class_names = stored.head(name).class_names
+    configs = {name: head.cfg for name, head in heads.items()}
+    return start_joint(cfg, _adjusted_heads(stored, overrides(), words, configs))
 
 
 def _prepare(name: str, words: Sequence[str], cfg: DictConfig) -> Head:

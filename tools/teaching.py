@@ -35,7 +35,7 @@ def build_teacher(cfg: DictConfig) -> Teacher | None:
     """
     if not cfg.get("teacher"):
         return None
-    if not cfg.get("distill"):
+    if "criterion" not in (cfg.get("distill") or {}):
         raise UserError("this task learns nothing from a teacher: leave teacher=... out")
     missing = sorted(OmegaConf.missing_keys(cfg.teacher))  # with the whole path
     if missing:

@@ -17,6 +17,7 @@ from mnvision.export.base import Pixels
 from mnvision.export.calibration import FEWEST, Calibration, Samples
 from mnvision.export.judge import Judge, Judgement
 from mnvision.prediction.predictor import Predictor
+from mnvision.quantization.heads import ranges_of_part
 
 
 def chosen_heads(model: Any, metadata: Metadata, names: Sequence[str]) -> tuple[Any, Metadata]:
@@ -37,12 +38,15 @@ def chosen_heads(model: Any, metadata: Metadata, names: Sequence[str]) -> tuple[
             raise UserError(f"heads: {name} is named twice; give each once")
         model.part(name)
     if len(names) == 1:
-        return model.part(names[0]), metadata.head(names[0])
+        part = model.part(names[0])
+        ranges = ranges_of_part(part, metadata.quantization, names[0])
+        return part, replace(metadata.head(names[0]), quantization=ranges)
     config = {**metadata.model, "heads": {name: metadata.model["heads"][name] for name in names}}
     chosen = build_model(config).eval()
     for name in names:
         chosen.part(name).load_state_dict(model.part(name).state_dict())
-    return chosen, replace(metadata, model=config, heads={name: metadata.heads[name] for name in names})
+    heads, ranges = {name: metadata.heads[name] for name in names}, ranges_of_part(chosen, metadata.quantization)
+    return chosen, replace(metadata, model=config, heads=heads, quantization=ranges)
 
 
 def parts_of(model: Any) -> Iterator[tuple[str, Any]]:

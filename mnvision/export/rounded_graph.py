@@ -20,7 +20,7 @@ _ROUNDING = 1e-6
 """Relative: the ends of a range as 255 steps of float32."""
 
 
-def with_ranges(proto: Any, stored: Mapping[str, Any], kept: Collection[Layer] = ()) -> Any:
+def with_ranges(proto: Any, stored: Mapping[str, Any], kept: Collection[Layer] = (), limits: bool = False) -> Any:
     """An ONNX graph in int8, by known ranges.
 
     Before each layer come QuantizeLinear (uint8) and DequantizeLinear, which runtimes take together with the layer. An
@@ -30,9 +30,10 @@ def with_ranges(proto: Any, stored: Mapping[str, Any], kept: Collection[Layer] =
     Args:
         proto: An ``onnx.ModelProto`` in float32; it is not changed.
         stored: As :meth:`~mnvision.quantization.ranges.Ranges.to_plain` gives it: ``ranges``, by title of the layer
-            the lowest and highest value of what goes in, with ``OUTPUT`` behind the title of what leaves it; and
-            ``weights``, what has a scale of its own.
+            the lowest and highest value of what goes in, with ``OUTPUT`` behind the title of what leaves it, for all
+            that read it; and ``weights``, what has a scale of its own.
         kept: Layers that stay in float.
+        limits: Leave in what would be left out, so that every tensor of ``proto`` is there; answers are the same.
 
     Returns:
         An ``onnx.ModelProto``.
@@ -54,14 +55,15 @@ def with_ranges(proto: Any, stored: Mapping[str, Any], kept: Collection[Layer] =
     for node in proto.graph.node:
         node = copy.deepcopy(node)
         if node.name in layers:
-            nodes += writer.activation(node, 0, _pair(ranges[layers[node.name].title]))
-            nodes.append(writer.weight(node))
+            bounds = outputs.get(node.input[0], ranges[layers[node.name].title])
+            nodes += writer.activation(node, 0, _pair(bounds))
+            nodes += writer.weight(node)
         else:
             for place, name in enumerate(node.input):
                 if name in outputs and node.op_type not in ("Conv", "Gemm", "MatMul"):
                     nodes += writer.activation(node, place, _pair(outputs[name]))
         nodes.append(node)
-    nodes = writer.without_needless_limits(nodes)
+    nodes = nodes if limits else writer.without_needless_limits(nodes)
     del changed.graph.node[:]
     changed.graph.node.extend(nodes)
     writer.drop_unread()
@@ -85,6 +87,7 @@ class _Writer:
         self.stored = {entry.name: entry for entry in proto.graph.initializer}
         self.known: dict[tuple[str, Range], str] = {}
         self.spans: dict[str, Range] = {}
+        self.weights: set[str] = set()
 
     def activation(self, node: Any, place: int, bounds: Range) -> list[Any]:
         """Nodes that round one input of a node, unless the same was rounded before."""
@@ -107,11 +110,15 @@ class _Writer:
             onnx.helper.make_node("DequantizeLinear", [inside, *rest], [outside], f"{label}/dequantize"),
         ]
 
-    def weight(self, node: Any) -> Any:
-        """The node that reads a layer's stored weights."""
+    def weight(self, node: Any) -> list[Any]:
+        """The node that reads a layer's stored weights, unless another one has read the same."""
         import onnx
 
         source, transposed = node.input[1], {entry.name: entry.i for entry in node.attribute}.get("transB", 0)
+        if source in self.weights:
+            node.input[1] = f"{source}/rounded"
+            return []
+        self.weights.add(source)
         axis = 0 if node.op_type == "Conv" or transposed else 1
         numbers, scales = weight_numbers(torch.from_numpy(self._value(source)).movedim(axis, 0), self.per_channel)
         steps = scales.numpy() if self.per_channel else scales[0].numpy()
@@ -119,7 +126,7 @@ class _Writer:
         names = [self._store(f"{source}/{name}", value) for name, value in values.items()]
         node.input[1] = f"{source}/rounded"
         options: dict[str, Any] = {"axis": axis} if self.per_channel else {}
-        return onnx.helper.make_node("DequantizeLinear", names, [node.input[1]], f"{source}/dequantize", **options)
+        return [onnx.helper.make_node("DequantizeLinear", names, [node.input[1]], f"{source}/dequantize", **options)]
 
     def without_needless_limits(self, nodes: list[Any]) -> list[Any]:
         """The nodes without activations that all QuantizeLinear behind them make needless."""

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnvision.backbones.layers import ConvBNAct, TFSameConv2d
+from mnvision.backbones.layers import TFSameConv2d
 from mnvision.errors import UserError
-from mnvision.export.folding import Layer, Norm, folded_parameters, normalised_layers
+from mnvision.export.folding import Layer, Norm, folded_parameters
 from mnvision.quantization.grid import rounded_weight
-from mnvision.quantization.ranges import OUTPUT, WEIGHTS, Ranges
+from mnvision.quantization.plan import plan_of
+from mnvision.quantization.ranges import WEIGHTS, Ranges
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,10 +31,10 @@ Model = TypeVar("Model", bound=nn.Module)
 class _Rounding(nn.Module):
     """What the quantised layers share; made by :func:`quantize` only."""
 
-    def join(self, layer: Any, norm: Norm | None, ranges: Ranges, row: int, exact: bool) -> None:
+    def join(self, layer: Any, norm: Norm | None, ranges: Ranges, name: str, exact: bool) -> None:
         """Take over a layer's parameters, and the norm behind it; ``exact`` leaves what comes in as it is."""
         self.weight, self.bias = layer.weight, layer.bias
-        self.row, self.exact = row, exact
+        self.name, self.exact = name, exact
         # In tuples: parts of the model that are registered elsewhere already.
         self._norm, self._ranges = (norm,), (ranges,)
         self.train(layer.training)
@@ -43,7 +44,7 @@ class _Rounding(nn.Module):
         (ranges,), (norm,) = self._ranges, self._norm
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = folded_parameters(cast("Layer", self), norm)
-            x = ranges.rounded(x.float(), self.row, self.training, self.exact)
+            x = ranges.rounded(x.float(), self.name, self.training, self.exact)
             return self.compute(x, weight if ranges.measuring else rounded_weight(weight, ranges.per_channel), bias)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -97,24 +98,24 @@ class RoundedMap(nn.Module):
     Args:
         act: The activation.
         ranges: Of the model.
-        row: The map's.
+        name: The map's.
     """
 
-    def __init__(self, act: nn.Module, ranges: Ranges, row: int) -> None:
+    def __init__(self, act: nn.Module, ranges: Ranges, name: str) -> None:
         super().__init__()
-        self.act, self.row = act, row
+        self.act, self.name = act, name
         self._ranges = (ranges,)
 
     def forward(self, x: Tensor) -> Tensor:
         """The rounded map of any shape."""
-        return self._ranges[0].rounded(self.act(x), self.row, self.training)
+        return self._ranges[0].rounded(self.act(x), self.name, self.training)
 
 
 def quantize(model: Model, momentum: float = 0.01, weights: str = WEIGHTS[0]) -> tuple[Model, Ranges]:
     """Make a model compute as its int8 file will, in place.
 
     Args:
-        model: One of ``mnvision.models`` that can be exported.
+        model: One of ``mnvision.models``, or a multi-task model.
         momentum: See :class:`~mnvision.quantization.ranges.Ranges`.
         weights: Likewise.
 
@@ -122,20 +123,19 @@ def quantize(model: Model, momentum: float = 0.01, weights: str = WEIGHTS[0]) ->
         The model, whose state dict is what it was, and the ranges of its activations, still to be measured or loaded.
 
     Raises:
-        UserError: A batch normalisation stands where it cannot be folded, or another argument is out of range.
+        UserError: A batch normalisation stands where it cannot be folded, each head has its own, or another argument
+            is out of range.
     """
-    names = {id(module): name for name, module in model.named_modules()}
-    found, pooled = normalised_layers(model), _pooled_map(model)
-    outputs = [] if pooled is None else [f"{names[id(pooled.conv)]}{OUTPUT}"]
-    ranges = Ranges([*(names[id(layer)] for _, _, layer, _ in found), *outputs], momentum, weights)
-    if pooled is not None:
-        pooled.act = RoundedMap(pooled.act, ranges, len(found))
-    for row, (parent, place, layer, norm) in enumerate(found):
-        rounded = _rounded(layer)
-        rounded.join(layer, norm, ranges, row, _takes_pixels(model, layer))
-        setattr(parent, place, rounded)
-        if norm is not None:
-            parent.bn = _taken_up(norm)
+    plan = plan_of(model)
+    ranges = Ranges(plan.names, momentum, weights, plan.readers)
+    for name, block in plan.maps.items():
+        block.act = RoundedMap(block.act, ranges, name)
+    for place in plan.layers:
+        rounded, parent = _rounded(place.layer), place.parent
+        rounded.join(place.layer, place.norm, ranges, place.name, _takes_pixels(model, place.layer))
+        setattr(parent, place.attribute, rounded)
+        if place.norm is not None:
+            parent.bn = _taken_up(place.norm)
             rounded._norm = (parent.bn,)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -146,17 +146,6 @@ def quantize(model: Model, momentum: float = 0.01, weights: str = WEIGHTS[0]) ->
 def _takes_pixels(model: Any, layer: Layer) -> bool:
     """Whether what a layer gets are pixels at one scale: numbers of 8 bits, which a file takes as they are."""
     return layer is model.backbone.stem.conv and model.mean.numel() == model.std.numel() == 1
-
-
-def _pooled_map(model: Any) -> Any:
-    """The layer whose map is averaged, not read by another layer; None where there is none.
-
-    Its map has to be rounded, too, or else int8 runtimes would compute the whole layer in float.
-    """
-    averaged = not isinstance(getattr(model.head, "pool", None), nn.Sequential)
-    if hasattr(model.head, "default_boxes") or not averaged:
-        return None
-    return [module for module in model.backbone.blocks[-1].modules() if isinstance(module, ConvBNAct)][-1]
 
 
 def restore(model: Model, stored: dict[str, Any]) -> Model:
