@@ -101,7 +101,7 @@ def test_what_may_be_lost_by_hand():
 
 
 def test_before_and_after_stand_side_by_side():
-    judged = Judgement(Agreement(0.981, "of 800 held-out pictures keep their best class"), "top1", 0.765, 0.7625)
+    judged = Judgement(Agreement(0.981, "of 800 held-out pictures keep their best class"), "top1", 0.765, 0.7625, 800)
     table = BeforeAfter(judged, 800, (869_000, 301_000), Speed(3.0, 1.5, 2.01, 1.9))
     assert table.lines() == [
         "                fp32       int8",

@@ -128,7 +128,9 @@ def test_refuses_heads_that_need_several_runs_of_the_trunk():
 
 def test_a_file_is_as_good_as_its_worst_head():
     fine, poor = Judgement(None, "mAP", 0.7, 0.699), Judgement(None, "AP", 0.5, 0.4)
-    both = HeadsJudgement(None, "AP", 0.5, 0.4, {"attributes": ("face_attributes", fine), "ssd": ("detection", poor)})
+    both = HeadsJudgement(
+        None, "AP", 0.5, 0.4, heads={"attributes": ("face_attributes", fine), "ssd": ("detection", poor)}
+    )
     assert both.drop == pytest.approx(0.1)
     assert not both.fits("multitask", 0.05)
     assert both.fits("multitask", 0.11)

@@ -58,7 +58,7 @@ class BeforeAfter:
         for head, one in found.parts().items():
             name = f"{head} " if head else ""
             if one.metric is not None:
-                words = f"{-one.drop:+.4f} on {self.judged // len(found.parts())} validation pictures"
+                words = f"{-one.drop:+.4f} on {one.pictures} validation pictures"
                 rows.append((f"{name}{one.metric}", f"{one.before:.4f}", f"{one.after:.4f}", words))
             if one.agreement is not None:
                 share = f"{100 * one.agreement.share:.1f} %"

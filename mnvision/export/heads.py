@@ -117,7 +117,7 @@ class HeadsJudge:
             except UserError as error:
                 raise UserError(f"head {name}: {error}") from None
         worst = max((one for _, one in found.values()), key=lambda one: one.drop)
-        return HeadsJudgement(worst.agreement, worst.metric, worst.before, worst.after, found)
+        return HeadsJudgement(**vars(worst), heads=found)
 
 
 def joined_samples(samples: Mapping[str, Samples]) -> Samples:

@@ -26,12 +26,14 @@ class Judgement:
         metric: The task's own, by which more is better; None without labels.
         before: The checkpoint's score.
         after: The file's.
+        pictures: That it was measured on.
     """
 
     agreement: Agreement | None
     metric: str | None = None
     before: float = 0.0
     after: float = 0.0
+    pictures: int = 0
 
     def parts(self) -> Mapping[str, Judgement]:
         """By head; of a single-task file itself, without a name."""
@@ -102,13 +104,13 @@ class Judge:
         same = agreement(kind, self.expected, found, self.reference.metadata.calibration)
         if scoring is not None and self.metric is not None:
             before, after = (scoring.scores(answers)[self.metric] for answers in (self.expected, found))
-            return Judgement(same, self.metric, before, after)
+            return Judgement(same, self.metric, before, after, len(self.samples.held_out))
         if same is None:
             raise UserError(
                 f"nothing scores {SCORE} or more on {self.samples.judged_on}, so nothing can be compared: give other "
                 "pictures"
             )
-        return Judgement(same)
+        return Judgement(same, pictures=len(self.samples.held_out))
 
 
 def most_lost(kind: str, max_drop: float | None, scored: bool) -> float:
