@@ -95,7 +95,7 @@ def open_reference(checkpoint: str) -> Predictor[Any]:
     from mnvision.prediction.predictor import load_predictor
 
     reference = load_predictor(checkpoint)
-    if hasattr(vars(reference)["model"], "session"):
+    if hasattr(reference.model, "session"):
         raise UserError(f"checkpoint={checkpoint}: is an exported file; give the .ckpt that it was made of")
     return reference
 
@@ -162,7 +162,7 @@ def shown_alike(reference: Predictor[Any], files: Sequence[Predictor[Any]]) -> P
         named = " and ".join("the model's own" if size is None else f"{size[0]} x {size[1]}" for size in sizes)
         raise UserError(f"files: they take pictures of different sizes ({named}): prove those of each size apart")
     size = sizes.pop()
-    return reference if size is None else make_predictor(AtSize(vars(reference)["model"], size), reference.metadata)
+    return reference if size is None else make_predictor(AtSize(reference.model, size), reference.metadata)
 
 
 def set_up(cfg: DictConfig, head: str, candidates: Sequence[Candidate], predictors: Sequence[Predictor[Any]]) -> Bench:

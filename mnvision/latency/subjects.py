@@ -86,7 +86,7 @@ class Subject:
         self.predictor: Predictor[Any] | None
         if candidate.file is not None:
             self.predictor = load_predictor(candidate.file, device)
-            self.model: Any = vars(self.predictor)["model"]
+            self.model: Any = self.predictor.model
         else:
             self.model, self.predictor = _compose(candidate, device)
         self.is_torch = not hasattr(self.model, "session")  # which a model behind an exported file holds

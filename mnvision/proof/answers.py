@@ -113,7 +113,7 @@ def prepare(predictor: Predictor[Any], dataset: Any, position: int) -> Prepared:
 
 def lowest_threshold(predictor: Predictor[Any]) -> float | None:
     """Of a detector the score from which on it answers at all, else None."""
-    model = vars(predictor)["model"]
+    model = predictor.model
     return model.decoder.score_threshold if predictor.kind == "detection" else None
 
 

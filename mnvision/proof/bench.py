@@ -68,7 +68,7 @@ def differences_of(bench: Bench, number: int) -> Differences:
 def prove_file(bench: Bench, number: int, tolerance: Mapping[str, Any]) -> FileProof:
     """Everything about one file but its speed."""
     candidate, predictor = bench.candidates[number], bench.predictors[number]
-    precision, failure = vars(predictor)["model"].metadata.precision, bench.answers[number].failure
+    precision, failure = predictor.model.metadata.precision, bench.answers[number].failure
     proof = bare_proof(candidate, precision)
     proof.failures += metadata_failures(bench.predictors[0], predictor, proof.path)
     if failure:

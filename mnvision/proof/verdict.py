@@ -150,7 +150,7 @@ def metadata_failures(reference: Predictor[Any], other: Predictor[Any], path: Pa
         for name in ("preprocess", "category_ids", "calibration")
         if getattr(other.metadata, name) != getattr(reference.metadata, name)
     ]
-    model, file = vars(reference)["model"], vars(other)["model"]
+    model, file = reference.model, other.model
     if file.metadata.training.get("weights") != weights_digest(model.state_dict()):
         failures.append("it was exported from other weights than the checkpoint's")
     return failures
