@@ -57,6 +57,8 @@ def test_decoding_follows_the_loss():
         (["task=ssd_coco", "optimizer=adam"], "did you mean adamw"),
         ([], "no task given; add task=NAME, one of classification, face_attributes"),
         (["task=ssd_coco", "backbone.alpha"], "'backbone.alpha' is no override; write key=value"),
+        (["task=ssd_coco", "quantize=true"], "quantize=true: a group is chosen by name"),
+        (["task=ssd_coco", "data=5"], "data=5: a group is chosen by name"),
     ],
 )
 def test_wrong_words_get_one_line_with_the_nearest_key(words: list[str], text: str):

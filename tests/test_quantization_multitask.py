@@ -216,6 +216,7 @@ def test_words_of_heads_go_to_them(plain: Path):
         (["task=classification"], "is a model of several heads: leave task=classification out"),
         (["backbone.alpha=0.5"], r"backbone\.alpha=0\.5, but .* has 0\.25"),
         (["quantize.batches=0"], "quantize.batches=0"),
+        (["multitask.norms=per_head"], "multitask.norms=per_head, but .* has shared ones: leave it out"),
     ],
 )
 def test_what_does_not_fit_is_refused(words: list[str], text: str, plain: Path, tmp_path: Path):

@@ -29,6 +29,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 # Flags after which the words on the command line are no overrides of ours, or nothing is run.
 _UNCHECKED = ("--help", "-h", "--hydra-help", "--version", "-cp", "--config-path", "--config-dir", "-cd")
 _SIGPIPE_CODE = 141
+_NO_NAME = re.compile(r"null|true|false|[-+.\d]+", re.IGNORECASE)  # what Hydra does not read as text
 _FLAGS_WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-name", "-cn")
 
 
@@ -187,7 +188,7 @@ def check_overrides(config_name: str, overrides: Sequence[str]) -> None:
         if "=" not in word and not word.startswith("~"):
             raise UserError(f"{word!r} is no override; write key=value, e.g. {word}=VALUE")
         key, _, value = word.partition("=")
-        if value == "null" and (CONF / key).is_dir():
+        if _NO_NAME.fullmatch(value) and (CONF / key).is_dir():
             raise UserError(f"{word}: a group is chosen by name; leave it out, or take it away with ~{key}")
     words = [_first_of_sweep(word) for word in overrides]
     try:

@@ -64,6 +64,9 @@ def joint_metadata(cfg: DictConfig, heads: Mapping[str, Any]) -> Metadata:
     alpha = next(iter(metadata.model["heads"].values()))["backbone"]["alpha"]
     if cfg.backbone.alpha != alpha:
         raise UserError(f"backbone.alpha={cfg.backbone.alpha}, but {cfg.init_from} has {alpha}: leave it out")
+    norms = metadata.model.get("norms", "shared")
+    if cfg.multitask.norms != norms == "shared":
+        raise UserError(f"multitask.norms={cfg.multitask.norms}, but {cfg.init_from} has {norms} ones: leave it out")
     if cfg.backbone.get("pretrained"):
         raise UserError(
             f"init_from={cfg.init_from} and backbone.pretrained={cfg.backbone.pretrained}: keep the first alone"

@@ -53,8 +53,9 @@ class Int8File:
         count = len(samples.calibration)
         few = f"; {ADVISED} or more are advised" if count < ADVISED else ""
         calibrated = f"calibrated on {count} {samples.source} of {samples.folder}{few}"
+        known = f"ranges and rounding of its {samples.source}; scores under fp32 are of the network rounded as there"
         lines = [
-            calibrated if count else f"ranges and rounding of its {samples.source}, which it is compared with",
+            calibrated if count else known,
             f"measured on {len(samples.held_out)} {samples.judged_on}",
             *([f"{samples.why_unscored}: decisions are compared"] if samples.scoring is None else []),
             *self.compared.lines(),

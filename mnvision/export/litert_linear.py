@@ -16,7 +16,8 @@ def store_linear_weights(content: bytes, weights: Sequence[NDArray[np.float32]])
     """Store the weights of some linear layers as int8, which LiteRT turns back into float once, as it opens a file.
 
     The converter itself writes layers wholly in int8, or wholly in float. The weights are at values of int8 already, so
-    nothing is rounded here.
+    nothing is rounded here; but where a checkpoint was trained with one scale per layer, each row gets a finer one
+    of its own, and is off by half a step of that at most.
 
     Args:
         content: A whole ``.tflite`` file.
