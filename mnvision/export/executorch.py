@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -97,6 +98,8 @@ class ExecuTorchSession(Session):
         need(("executorch",), "executorch", str(path))
         self.path = path
         self.metadata = FileMetadata.from_text(appended_text(path), path)
+        if not _begins_as_program(path):
+            raise UserError(f"{path}: not a usable ExecuTorch file (damaged at its beginning)")
         try:
             with quiet_torch(), _without_remarks():
                 from executorch.runtime import Runtime
@@ -118,6 +121,12 @@ class ExecuTorchSession(Session):
             raise UserError(f"{self.path}: ExecuTorch failed on {images.shape} ({one_line(error)})") from None
         # Copies: the next run writes into the same memory.
         return {name: value.numpy().copy() for name, value in zip(self._names, found)}
+
+
+def _begins_as_program(path: Path) -> bool:
+    """Whether the identifier is there, such as ``ET12``; ExecuTorch 1.5 ends the process where it is no text."""
+    with path.open("rb") as file:
+        return re.fullmatch(rb"ET\d\d", file.read(8)[4:]) is not None
 
 
 _OPEN: WeakSet[ExecuTorchSession] = WeakSet()

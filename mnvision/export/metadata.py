@@ -102,8 +102,8 @@ class FileMetadata:
         """
         if not text:
             raise UserError(
-                f"{path}: holds no {KEY!r} metadata: not exported by mnvision, or stripped since; export it again with "
-                "tools/export.py"
+                f"{path}: holds no {KEY!r} metadata: not exported by mnvision, or stripped, damaged or cut off since; "
+                "copy it again, or export it again with tools/export.py"
             )
         try:
             content = json.loads(text)

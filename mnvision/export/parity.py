@@ -76,6 +76,8 @@ class Difference:
         text = f"largest difference {self.values:.1e} (limit {limits.values:g})"
         if self.boxes is None:
             return text
+        if not self.detections:
+            return "nothing was detected on them, so nothing is known: give pictures=FOLDER of your own"
         found = f"{self.matched} of {self.detections} detections found again"
         return f"scores: {text}; boxes: {self.boxes:.1e} px (limit {limits.boxes * side:g}); {found}"
 
