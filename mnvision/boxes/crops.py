@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SAMPLES = 2
+"""Points that are averaged along each side of a cell of a crop."""
+
 
 def crop_map(
-    feature_map: Tensor, image: Tensor, boxes: Tensor, resolution: tuple[int, int], size: int, samples: int = 2
+    feature_map: Tensor, image: Tensor, boxes: Tensor, resolution: tuple[int, int], size: int, samples: int = SAMPLES
 ) -> Tensor:
     """Crop boxes out of feature maps, bilinearly, each to ``size`` x ``size`` cells.
 
@@ -48,13 +51,18 @@ def crop_map(
     return cells.view(len(boxes), size, size, channels).permute(0, 3, 1, 2)
 
 
-def _taps(low: Tensor, high: Tensor, cells: int, size: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Cells that one axis of each crop reads, and their weights: two ``(R, size, 2 * samples)``.
+def sample_positions(low: Tensor, high: Tensor, cells: int, size: int, samples: int) -> Tensor:
+    """Where one axis of each crop samples the map: ``(..., size * samples)`` between the centres of its cells.
 
-    ``low`` and ``high`` are in cells; the centre of cell i lies at i + 1/2.
+    ``low`` and ``high``, ``(...)``, are in cells; the centre of cell i lies at i + 1/2.
     """
     steps = (torch.arange(size * samples, device=low.device) + 0.5) / (size * samples)
-    position = (low[:, None] + (high - low)[:, None] * steps - 0.5).clamp(0, cells - 1)
+    return (low[..., None] + (high - low)[..., None] * steps - 0.5).clamp(0, cells - 1)
+
+
+def _taps(low: Tensor, high: Tensor, cells: int, size: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Cells that one axis of each crop reads, and their weights: two ``(R, size, 2 * samples)``."""
+    position = sample_positions(low, high, cells, size, samples)
     before = position.floor()
     share = position - before
     index = torch.stack([before, (before + 1).clamp(max=cells - 1)], dim=-1).long()

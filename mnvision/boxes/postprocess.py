@@ -61,8 +61,7 @@ class _ScoreDecoder(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             scores, rows, labels = self._candidates(logits)
             boxes = clip_boxes(boxes_of(rows, labels), resolution)
-            has_area = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
-            scores = torch.where(has_area & (scores > self.score_threshold), scores, 0.0)
+            scores = torch.where(has_area(boxes) & (scores > self.score_threshold), scores, 0.0)
             scores = self._suppress(boxes, scores, labels, logits.shape[2])
             return _best(boxes, scores, labels, self.max_detections)
 
@@ -194,6 +193,11 @@ def clip_boxes(boxes: Tensor, resolution: tuple[int, int]) -> Tensor:
     """``(..., 4)`` xyxy boxes cut at the edges of an input of this height and width."""
     height, width = resolution
     return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+
+
+def has_area(boxes: Tensor) -> Tensor:
+    """``(...)`` bool: whether boxes ``(..., 4)`` xyxy are more than a line."""
+    return ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
 
 
 def _rows(values: Tensor, index: Tensor) -> Tensor:

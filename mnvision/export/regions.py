@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mnvision.boxes.coder import decode_boxes
+from mnvision.boxes.crops import SAMPLES, sample_positions
 from mnvision.boxes.postprocess import clip_boxes
 from mnvision.export.suppression import KeepRule, NmsSettings, first_kept
 from mnvision.types import RegionOutputs
@@ -66,18 +67,16 @@ class StaticRegions:
     def _proposals(self, objectness: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes ``(B, P, 4)`` and scores ``(B, P)``, best first, of ``(B, A)`` logits and ``(B, A, 4)`` offsets."""
         head = self.model.head
-        total = min(head.pre_nms_top_k, objectness.shape[1])
-        scores, index = objectness.float().sigmoid().topk(total, dim=1)
-        offsets = offsets.gather(1, index[..., None].expand(-1, -1, 4))
-        boxes = clip_boxes(decode_boxes(offsets, head.anchors[index]), head.resolution)
-        possible = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1) & (scores > 0)
+        boxes, scores, possible = head.candidates(objectness.float().sigmoid(), offsets)
+        total = scores.shape[1]
+        labels = torch.zeros_like(scores, dtype=torch.int64)  # one class: all suppress each other
         # Ranks in the place of scores: anchors that are all but certain have the same one, which runtimes would
         # order each in its own way.
         ranks = torch.arange(total, 0, -1, device=scores.device, dtype=torch.float32)
         ranks = torch.where(possible, ranks, 0.0)
         settings = NmsSettings(0.0, head.nms_iou, total, head.num_proposals, head.num_proposals)
-        kept = self.keep(boxes, ranks, torch.zeros_like(index), 1, settings) & possible
-        boxes, scores, _, _ = first_kept(boxes, scores, index, kept, head.num_proposals)
+        kept = self.keep(boxes, ranks, labels, 1, settings) & possible
+        boxes, scores, _, _ = first_kept(boxes, scores, labels, kept, head.num_proposals)
         return boxes, scores
 
 
@@ -142,14 +141,12 @@ def crop_statically(feature_map: Tensor, boxes: Tensor, resolution: tuple[int, i
     return crops.permute(0, 3, 1, 2)
 
 
-def _shares(low: Tensor, high: Tensor, cells: int, size: int, samples: int = 2) -> Tensor:
+def _shares(low: Tensor, high: Tensor, cells: int, size: int, samples: int = SAMPLES) -> Tensor:
     """How much of each cell of one axis goes into each cell of the crops: ``(B, P, size, cells)``.
 
-    ``low`` and ``high``, ``(B, P)``, are in cells; the centre of cell i lies at i + 1/2. Linear interpolation gives a
-    cell 1 less its distance from the sample, where that is positive.
+    Linear interpolation gives a cell 1 less its distance from the sample, where that is positive.
     """
-    steps = (torch.arange(size * samples, device=low.device) + 0.5) / (size * samples)
-    position = (low[..., None] + (high - low)[..., None] * steps - 0.5).clamp(0, cells - 1)
+    position = sample_positions(low, high, cells, size, samples)
     distance = (position[..., None] - torch.arange(cells, device=low.device)).abs()
     return (1 - distance).clamp(min=0).unflatten(2, (size, samples)).mean(dim=3)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mnvision.boxes.coder import decode_boxes
 from mnvision.boxes.nms import kept_per_class
+from mnvision.boxes.postprocess import has_area
 from mnvision.types import SSDOutputs
 
 
@@ -100,8 +101,7 @@ class Suppress(nn.Module):
         labels = index % num_classes
         boxes, rows = (boxes, index // num_classes) if boxes.ndim == 3 else (boxes.flatten(1, 2), index)
         boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
-        has_area = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
-        best = torch.where(has_area, best, 0.0)
+        best = torch.where(has_area(boxes), best, 0.0)
         kept = self.keep(boxes, best, labels, num_classes, settings) & (best > 0)
         return first_kept(boxes, best, labels, kept, settings.max_detections)
 

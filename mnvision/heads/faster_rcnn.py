@@ -21,7 +21,7 @@ from mnvision.boxes.coder import decode_boxes
 from mnvision.boxes.crops import crop_map
 from mnvision.boxes.default_boxes import feature_map_sizes, make_default_boxes
 from mnvision.boxes.nms import rank_in_group
-from mnvision.boxes.postprocess import clip_boxes
+from mnvision.boxes.postprocess import clip_boxes, has_area
 from mnvision.errors import UserError
 from mnvision.types import Proposals
 
@@ -120,15 +120,26 @@ class FasterRCNNHead(nn.Module):
             "proposal_scores": scores,
         }
 
+    def candidates(self, scores: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What goes into the suppression.
+
+        Args:
+            scores: ``(B, A)`` of the anchors, 0 to 1.
+            offsets: ``(B, A, 4)``.
+
+        Returns:
+            Boxes ``(B, M, 4)``, best first, their scores ``(B, M)``, and which of them could be proposals.
+        """
+        scores, index = scores.topk(min(self.pre_nms_top_k, scores.shape[1]), dim=1)
+        offsets = offsets.gather(1, index[..., None].expand(-1, -1, 4))
+        boxes = clip_boxes(decode_boxes(offsets, self.anchors[index]), self.resolution)
+        return boxes, scores, has_area(boxes) & (scores > 0)
+
     @torch.no_grad()
     def _best_boxes(self, objectness: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, P, 4)`` boxes and ``(B, P)`` scores, best first, of ``(B, A)`` logits and ``(B, A, 4)`` offsets."""
         with torch.autocast(objectness.device.type, enabled=False):
-            scores = objectness.float().sigmoid().nan_to_num(nan=0.0)
-            scores, index = scores.topk(min(self.pre_nms_top_k, scores.shape[1]), dim=1)
-            offsets = offsets.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes = clip_boxes(decode_boxes(offsets, self.anchors[index]), self.resolution)
-            possible = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1) & (scores > 0)
+            boxes, scores, possible = self.candidates(objectness.float().sigmoid().nan_to_num(nan=0.0), offsets)
             image, rank = possible.nonzero(as_tuple=True)
             boxes, scores = boxes[image, rank], scores[image, rank]
             kept = batched_nms(boxes, scores, image, self.nms_iou).sort().values
