@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 _PREFIX = "given/"
-_LAYERS = ("Conv", "Gemm", "MatMul")
+LAYERS = ("Conv", "Gemm", "MatMul")
+"""Operations that layers with weights become."""
 Feed = Mapping[str, NDArray[Any]]
 
 
@@ -36,7 +37,7 @@ def crops(proto: Any) -> list[str]:
     found = []
     for node in products:
         (name,) = node.output
-        while len(readers[name]) == 1 and readers[name][0].op_type not in _LAYERS:
+        while len(readers[name]) == 1 and readers[name][0].op_type not in LAYERS:
             (name,) = readers[name][0].output
         if readers[name][0] not in products:
             found.append(name)

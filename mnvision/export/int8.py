@@ -22,11 +22,10 @@ import numpy as np
 
 from mnvision.errors import UserError
 from mnvision.export.base import Pixels, one_line
-from mnvision.export.given import Feed, computed, crops, fed, with_given, without_given
+from mnvision.export.given import LAYERS, Feed, computed, crops, fed, with_given, without_given
 from mnvision.export.graph import INPUT
 from mnvision.export.stretch import STRETCH
 
-_LAYERS = ("Conv", "Gemm", "MatMul")
 _ACTIVATIONS = ("Clip", "Relu")
 _POOLS = ("ReduceMean", "GlobalAveragePool")
 
@@ -59,7 +58,7 @@ def layers_of(proto: Any) -> list[Layer]:
             readers.setdefault(name, []).append(node)
     found = []
     for node in proto.graph.node:
-        if node.op_type not in _LAYERS or node.input[1] not in weights or node.input[1].startswith(f"{STRETCH}."):
+        if node.op_type not in LAYERS or node.input[1] not in weights or node.input[1].startswith(f"{STRETCH}."):
             continue
         behind = readers.get(node.output[0], [])
         fused = len(behind) == 1 and behind[0].op_type in _ACTIVATIONS

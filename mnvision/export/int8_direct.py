@@ -14,6 +14,8 @@ from mnvision.export.base import Pixels, Quantizer, Wish
 from mnvision.export.graph import ExportGraph
 from mnvision.export.int8_rounding import pixels_for, settle
 from mnvision.export.int8_traced import (
+    HIGHEST,
+    LOWEST,
     LayerRounding,
     Traced,
     Watched,
@@ -127,7 +129,7 @@ def run_rounded(traced: Traced, roundings: Roundings, pixels: Tensor) -> dict[st
         title = ends.get(node.name)
         if node.name in bounds:
             scale, zero = scale_and_zero(bounds[node.name])
-            changed = torch.fake_quantize_per_tensor_affine(result, scale, zero, -128, 127)
+            changed = torch.fake_quantize_per_tensor_affine(result, scale, zero, LOWEST, HIGHEST)
         else:
             changed = result
         if title is not None:

@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from mnvision.export.int8_traced import LayerRounding, Range, Traced, TracedLayer, operand, scale_and_zero
+from mnvision.export.int8_traced import (
+    HIGHEST,
+    LOWEST,
+    LayerRounding,
+    Range,
+    Traced,
+    TracedLayer,
+    operand,
+    scale_and_zero,
+)
 from mnvision.quantization.grid import WEIGHT_LIMIT
-
-_LOWEST, _HIGHEST = -128, 127
 
 
 def insert_rounding(traced: Traced, roundings: Mapping[str, LayerRounding], stored: bool) -> fx.GraphModule:
@@ -67,7 +74,7 @@ def _first_use(layer: TracedLayer) -> fx.Node:
 
 
 def _grid(bounds: Range) -> tuple[Any, ...]:
-    return (*scale_and_zero(bounds), _LOWEST, _HIGHEST, torch.int8)
+    return (*scale_and_zero(bounds), LOWEST, HIGHEST, torch.int8)
 
 
 def _insert_quantise(graph: fx.Graph, node: fx.Node, bounds: Range) -> fx.Node:
@@ -113,7 +120,7 @@ def _insert_open(module: Any, layer: TracedLayer, rounding: LayerRounding, store
     with graph.inserting_before(layer.node):
         chosen = graph.call_function(ops.choose_qparams_per_token_asymmetric.default, (source, torch.int8))
         scale, zero = (graph.call_function(operator.getitem, (chosen, place)) for place in (0, 1))
-        grid = (scale, zero, _LOWEST, _HIGHEST, torch.int8)
+        grid = (scale, zero, LOWEST, HIGHEST, torch.int8)
         quantised = graph.call_function(ops.quantize_per_token.default, (source, *grid))
         values = graph.call_function(ops.dequantize_per_token.default, (quantised, *grid, torch.float32))
     layer.node.args = (values, *layer.node.args[1:])

@@ -13,9 +13,8 @@ from mnvision.export.int8_traced import (
     LayerRounding,
     Range,
     Traced,
-    TracedLayer,
     computed_by,
-    last_layers,
+    open_layers,
     tensor_of,
     trace,
 )
@@ -59,8 +58,8 @@ def trained_direct(form: Direct, graph: ExportGraph, wish: Wish, stored: Mapping
     """
     traced = trace(graph, 1)
     bounds = _bounds(traced, stored)
-    inner = [layer for layer in traced.layers if layer not in _open_layers(traced)]
-    known = all(None not in bounds[layer.title] for layer in inner)
+    opened = open_layers(traced)
+    known = all(None not in bounds[layer.title] for layer in traced.layers if layer not in opened)
     return TrainedDirect(form, graph, wish, stored) if known else None
 
 
@@ -72,7 +71,7 @@ def stored_roundings(traced: Traced, stored: Mapping[str, Any], kept: Collection
         stored: As :meth:`~mnvision.quantization.ranges.Ranges.to_plain` gives it, with all ranges.
         kept: Titles of layers that stay in float.
     """
-    bounds, opened = _bounds(traced, stored), [layer.title for layer in _open_layers(traced)]
+    bounds, opened = _bounds(traced, stored), [layer.title for layer in open_layers(traced)]
     found = {}
     for layer in traced.layers:
         weight, bias = (tensor_of(traced.module, name) for name in (layer.weight, layer.bias))
@@ -80,10 +79,6 @@ def stored_roundings(traced: Traced, stored: Mapping[str, Any], kept: Collection
         source, result = (None, None) if layer.title in opened else bounds[layer.title]
         found[layer.title] = LayerRounding(numbers, scales, bias, source, result)
     return {title: rounding for title, rounding in found.items() if title not in kept}
-
-
-def _open_layers(traced: Traced) -> list[TracedLayer]:
-    return [layer for layer in last_layers(traced) if layer.kind == "linear"]
 
 
 def _bounds(traced: Traced, stored: Mapping[str, Any]) -> dict[str, tuple[Range | None, Range | None]]:

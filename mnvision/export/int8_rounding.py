@@ -27,7 +27,7 @@ from mnvision.export.int8_traced import (
     TracedLayer,
     Watched,
     joined_layers,
-    last_layers,
+    open_layers,
     per_channel,
     scale_and_zero,
     set_tensor,
@@ -70,7 +70,7 @@ def settle(graph: ExportGraph, images: Pixels, kept: Collection[str] = (), corre
         if correct:
             _correct(traced, layers, means, pixels[:count])
         ranges = _shared(traced, _ranges(traced, pixels, count))
-        opened = {layer.title for layer in last_layers(traced) if layer.kind == "linear"}
+        opened = {layer.title for layer in open_layers(traced)}
         return {layer.title: _rounding(traced, layer, ranges, layer.title in opened) for layer in layers}
 
 

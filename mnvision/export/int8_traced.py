@@ -23,6 +23,8 @@ _LAYERS = (_ATEN.conv2d.default, _ATEN.linear.default)
 _OUT_OF_PLACE = {_ATEN.hardtanh_.default: _ATEN.hardtanh.default, _ATEN.relu_.default: _ATEN.relu.default}
 _ACTIVATIONS = tuple(_OUT_OF_PLACE.values())
 _MOVES = (_ATEN.permute.default, _ATEN.reshape.default, _ATEN.view.default, _ATEN.flatten.using_ints)
+LOWEST, HIGHEST = -128, 127
+"""Of activations: weights have no -128."""
 Range = tuple[float, float]
 
 
@@ -172,6 +174,11 @@ def last_layers(traced: Traced) -> list[TracedLayer]:
     return [layer for layer in traced.layers if layer.title not in inner]
 
 
+def open_layers(traced: Traced) -> list[TracedLayer]:
+    """The linear ones of them: what they give is not rounded, see ``mnvision/export/int8_rounding.py``."""
+    return [layer for layer in last_layers(traced) if layer.kind == "linear"]
+
+
 def computed_by(node: fx.Node) -> fx.Node:
     """The operation that computed the values which a node holds, perhaps in another shape or order."""
     while node.target in _MOVES:
@@ -218,7 +225,7 @@ class Watched(fx.Interpreter):
 def scale_and_zero(bounds: Range) -> tuple[float, int]:
     """Scale and zero (-128 to 127) of the 256 values that stand for a range."""
     scale, zero = activation_grid(torch.tensor(bounds, dtype=torch.float32))
-    return float(scale), int(zero) - 128
+    return float(scale), int(zero) + LOWEST
 
 
 def per_channel(values: Tensor, dims: int) -> Tensor:

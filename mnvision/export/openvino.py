@@ -52,8 +52,7 @@ class OpenVino(Format):
 
     def require_int8(self, trained: bool = False) -> None:
         """See :meth:`Format.require_int8`."""
-        calibrating = () if trained else ("nncf",)
-        need((*calibrating, "onnx", "onnxruntime"), "quantization", "precision=int8")
+        self._onnx.require_int8(trained)
 
     def quantizer(self, graph: ExportGraph, wish: Wish) -> Quantizer:
         """See :meth:`Format.quantizer`."""

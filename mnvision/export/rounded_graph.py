@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnvision.errors import UserError
+from mnvision.export.given import LAYERS
 from mnvision.export.int8 import Layer, layers_of
 from mnvision.quantization.grid import ACTIVATION_LIMIT, activation_grid, weight_numbers
 from mnvision.quantization.ranges import OUTPUT, WEIGHTS
@@ -60,7 +61,7 @@ def with_ranges(proto: Any, stored: Mapping[str, Any], kept: Collection[Layer] =
             nodes += writer.weight(node)
         else:
             for place, name in enumerate(node.input):
-                if name in outputs and node.op_type not in ("Conv", "Gemm", "MatMul"):
+                if name in outputs and node.op_type not in LAYERS:
                     nodes += writer.activation(node, place, _pair(outputs[name]))
         nodes.append(node)
     nodes = nodes if limits else writer.without_needless_limits(nodes)
