@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mnvision.checkpoints import KEY, PREFIX, Metadata, load_model, load_weights
 from mnvision.errors import UserError
 from mnvision.files import disk_reason, whole_file
 from mnvision.multitask import HEAD_NAMES, MultiTaskModel, check_names, check_trunk, single_weights
-from mnvision.quantization.heads import joined_ranges, ranges_of_part
+from mnvision.quantization.heads import head_metadata, joined_ranges
 
 MODEL = "mnvision.multitask.MultiTaskModel"
 
@@ -52,14 +52,9 @@ def read_heads(path: str | Path) -> list[HeadPart]:
     if not isinstance(model, MultiTaskModel):
         return [HeadPart(HEAD_NAMES[model.kind], path, metadata, dict(model.state_dict()))]
     return [
-        HeadPart(name, path, _head(model, metadata, name), single_weights(model, name), True, model.own_norms)
+        HeadPart(name, path, head_metadata(model, metadata, name), single_weights(model, name), True, model.own_norms)
         for name in model.names
     ]
-
-
-def _head(model: MultiTaskModel, metadata: Metadata, name: str) -> Metadata:
-    ranges = ranges_of_part(model.part(name), metadata.quantization, name)
-    return replace(metadata.head(name), quantization=ranges)
 
 
 def one_head(path: str | Path, name: str | None, kinds: Sequence[str], option: str) -> HeadPart:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +200,23 @@ def measure(ranges: Any, model: Any, cfg: DictConfig, data: Any, show: Show | No
     log.info("int8: %d layers are rounded as in the file; ranges measured on %d training pictures", layers, pictures)
 
 
+def require_backbone(cfg: DictConfig, model: Mapping[str, Any]) -> None:
+    """Refuse another backbone than the checkpoint's.
+
+    Args:
+        cfg: The whole config.
+        model: Config of the checkpoint's model, or of one head of it.
+
+    Raises:
+        UserError: Another width, or other weights.
+    """
+    path, alpha = cfg.init_from, model["backbone"]["alpha"]
+    if cfg.backbone.alpha != alpha:
+        raise UserError(f"backbone.alpha={cfg.backbone.alpha}, but {path} has {alpha}: leave it out")
+    if cfg.backbone.get("pretrained"):
+        raise UserError(f"init_from={path} and backbone.pretrained={cfg.backbone.pretrained}: keep the first alone")
+
+
 def start(cfg: DictConfig, adjust: Adjust, words: Sequence[str]) -> Start:
     """The model that ``init_from`` names, to be fine-tuned for int8.
 
@@ -220,11 +237,7 @@ def start(cfg: DictConfig, adjust: Adjust, words: Sequence[str]) -> Start:
     wanted = locate(cfg.model._target_).kind  # type: ignore[attr-defined]
     if metadata.kind != wanted:
         raise UserError(f"init_from={path} is a {metadata.kind} model, but this task is {wanted}: leave out task=...")
-    alpha = metadata.model["backbone"]["alpha"]
-    if cfg.backbone.alpha != alpha:
-        raise UserError(f"backbone.alpha={cfg.backbone.alpha}, but {path} has {alpha}: leave it out")
-    if cfg.backbone.get("pretrained"):
-        raise UserError(f"init_from={path} and backbone.pretrained={cfg.backbone.pretrained}: keep the first alone")
+    require_backbone(cfg, metadata.model)
     given = [word for word in words if word not in metadata.overrides]
     model, metadata = load_model(Path(path), adjust(metadata.model, given, cfg))
     model, ranges = quantize(model.train(), cfg.quantize.momentum, cfg.quantize.weights)

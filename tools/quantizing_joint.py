@@ -12,26 +12,14 @@ from omegaconf import DictConfig
 from mnvision.checkpoints import Metadata, load_model, read_metadata
 from mnvision.data.joint import named
 from mnvision.errors import UserError
-from mnvision.multitask import MultiTaskModel
 from mnvision.quantization.layers import quantize
-from mnvision.quantization.ranges import Ranges
 from tasks.joint_parts import span, take
-from tools.quantizing import measure, require_all, take_over
+from tools.quantizing import Start, measure, require_all, require_backbone, take_over
 
 
 @dataclass(frozen=True)
-class JointStart:
-    """A multi-task checkpoint's model that computes as its int8 file will.
-
-    Attributes:
-        model: In training mode, with the checkpoint's weights.
-        ranges: Of its activations, not yet measured; those of the trunk are common to all heads.
-        metadata: Of the checkpoint; its ``model`` is the config of the model.
-    """
-
-    model: MultiTaskModel
-    ranges: Ranges
-    metadata: Metadata
+class JointStart(Start):
+    """A multi-task checkpoint's model that computes as its int8 file will, with ranges of the trunk for all heads."""
 
     def prepare(self, task: Any, cfg: DictConfig, data: Any) -> None:
         """Measure the ranges and give the heads' tasks what they need to go on where the checkpoint ended.
@@ -61,16 +49,10 @@ def joint_metadata(cfg: DictConfig, heads: Mapping[str, Any]) -> Metadata:
     if not metadata.heads:
         raise UserError(f"init_from={cfg.init_from} is a model of one head: leave task=multitask out")
     require_all(str(cfg.init_from), heads, metadata)
-    alpha = next(iter(metadata.model["heads"].values()))["backbone"]["alpha"]
-    if cfg.backbone.alpha != alpha:
-        raise UserError(f"backbone.alpha={cfg.backbone.alpha}, but {cfg.init_from} has {alpha}: leave it out")
+    require_backbone(cfg, next(iter(metadata.model["heads"].values())))
     norms = metadata.model.get("norms", "shared")
     if cfg.multitask.norms != norms == "shared":
         raise UserError(f"multitask.norms={cfg.multitask.norms}, but {cfg.init_from} has {norms} ones: leave it out")
-    if cfg.backbone.get("pretrained"):
-        raise UserError(
-            f"init_from={cfg.init_from} and backbone.pretrained={cfg.backbone.pretrained}: keep the first alone"
-        )
     return metadata
 
 

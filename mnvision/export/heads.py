@@ -17,7 +17,7 @@ from mnvision.export.base import Pixels
 from mnvision.export.calibration import FEWEST, Calibration, Samples
 from mnvision.export.judge import Judge, Judgement
 from mnvision.prediction.predictor import Predictor
-from mnvision.quantization.heads import ranges_of_part
+from mnvision.quantization.heads import head_metadata, ranges_of_part
 
 
 def chosen_heads(model: Any, metadata: Metadata, names: Sequence[str]) -> tuple[Any, Metadata]:
@@ -38,9 +38,7 @@ def chosen_heads(model: Any, metadata: Metadata, names: Sequence[str]) -> tuple[
             raise UserError(f"heads: {name} is named twice; give each once")
         model.part(name)
     if len(names) == 1:
-        part = model.part(names[0])
-        ranges = ranges_of_part(part, metadata.quantization, names[0])
-        return part, replace(metadata.head(names[0]), quantization=ranges)
+        return model.part(names[0]), head_metadata(model, metadata, names[0])
     config = {**metadata.model, "heads": {name: metadata.model["heads"][name] for name in names}}
     chosen = build_model(config).eval()
     for name in names:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from mnvision.checkpoints import Metadata
 from mnvision.errors import UserError
 from mnvision.quantization.plan import plan_of
 
@@ -31,6 +33,21 @@ def ranges_of_part(model: Any, stored: Stored, head: str = "") -> dict[str, Any]
     if lacking:
         raise UserError(f"the checkpoint's ranges of activations lack {lacking[0]}: train it with quantize=qat again")
     return {"weights": stored["weights"], "ranges": {own: ranges[name] for own, name in theirs.items()}}
+
+
+def head_metadata(model: Any, metadata: Metadata, name: str) -> Metadata:
+    """Metadata of one head of a multi-task checkpoint as a model of its own, with the ranges of its layers.
+
+    Args:
+        model: The multi-task model.
+        metadata: Of its checkpoint.
+        name: The head's.
+
+    Raises:
+        UserError: The checkpoint's ranges lack a layer.
+    """
+    ranges = ranges_of_part(model.part(name), metadata.quantization, name)
+    return replace(metadata.head(name), quantization=ranges)
 
 
 def joined_ranges(model: Any, parts: Mapping[str, Stored]) -> dict[str, Any]:
